@@ -1,0 +1,186 @@
+"""Everything that determines a run, checked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.registry import algorithms, rewards, suites
+
+BudgetUnit = Literal["queries", "nfe", "seconds"]
+
+
+class RunConfig(BaseModel):
+    """One run, complete. ``resolve`` makes one from what a user gave; the constructor only checks ranges."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    algo: str
+    proxy: str
+    gold: tuple[str, ...] = Field(min_length=1)
+    suite: str
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    budget: int = Field(gt=0)
+    budget_unit: BudgetUnit = "queries"
+    params: dict[str, Any] = Field(default_factory=dict)
+    num_steps: int = Field(ge=2, le=1000)
+    guidance_scale: float = Field(ge=1, allow_inf_nan=False)
+    eta: float = Field(gt=0, le=1)
+    lora_rank: int = Field(gt=0)
+    lora_alpha: int = Field(gt=0)
+    eval_points: int = Field(ge=2)
+    eval_images: int = Field(gt=0)
+    eval_seed: int = Field(0, ge=0, le=2**63 - 1)
+    tag: str = Field("", pattern=r"^[A-Za-z0-9_.]*$", max_length=60)
+
+    def config_hash(self) -> str:
+        """SHA-256 of the canonical JSON, without parameters that only trade memory for time."""
+        content = self.model_dump(mode="json")
+        skip = memory_only(self.algo)
+        content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def memory_only(algo: str) -> set[str]:
+    """Names of the algorithm's parameters that change memory and speed but no result."""
+    fields = algorithms.get(algo).Params.model_fields
+    extras = {name: field.json_schema_extra for name, field in fields.items()}
+    return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("memory_only")}
+
+
+def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
+    """A pydantic error as one readable line; ``what`` opens each part, ``allowed`` are the field names."""
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(x) for x in item["loc"]) or "value"
+        if item["type"] == "extra_forbidden":
+            parts.append(str(unknown_name(f"{what} parameter".strip(), name, allowed)))
+        elif item["type"] == "missing":
+            parts.append(f"{what} {name} is required".strip())
+        else:
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            parts.append(f"{what} {name}={item['input']!r}: {message}".strip())
+    return UserError("; ".join(parts))
+
+
+def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["lr=1e-4", "clip=true"]`` to values: JSON where it parses, else the text itself.
+
+    Raises:
+        UserError: where a pair has no ``=`` or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set {pair!r}: write name=value, for example --set lr=1e-4")
+        if name.strip() in values:
+            raise UserError(f"--set {name.strip()} is given twice")
+        try:
+            values[name.strip()] = json.loads(text)
+        except ValueError:
+            values[name.strip()] = text.strip()
+    return values
+
+
+def resolve_params(algo: str, suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """An algorithm's parameters: the paper's defaults, then its ``mini`` values in that suite, then the user's.
+
+    Raises:
+        UserError: for an unknown name, a wrong type or a value out of range.
+    """
+    params = algorithms.get(algo).Params
+    values = {**(params.mini if suite == "mini" else {}), **given}
+    for name, value in values.items():
+        field = params.model_fields.get(name)
+        if value == "none" and field is not None and type(None) in get_args(field.annotation):
+            values[name] = None
+    try:
+        return params(**values).model_dump(mode="json")
+    except ValidationError as error:
+        raise explain(error, algo, params.model_fields) from None
+
+
+def resolve(given: Mapping[str, Any]) -> RunConfig:
+    """What a user gave (names of ``RunConfig``; None means not given) to a complete, checked configuration.
+
+    Raises:
+        UserError: one line for whatever is wrong.
+    """
+    values = {k: v for k, v in given.items() if v is not None}
+    for name in ("algo", "proxy", "suite"):
+        if name not in values:
+            raise UserError(f"--{name} is required; `overopt-bench list` shows what there is")
+    for name in values.keys() - RunConfig.model_fields.keys():
+        raise unknown_name("option", name, RunConfig.model_fields)
+    suite, algo = suites.get(values["suite"]), algorithms.get(values["algo"])
+    proxy = rewards.get(values["proxy"], suite.name)
+    gold = tuple(dict.fromkeys([*values.get("gold", ()), suite.gold]))
+    for name in gold:
+        rewards.get(name, suite.name)
+    if algo.needs_gradient and not proxy.differentiable:
+        able = [name for name in rewards.names(suite.name) if rewards.get(name, suite.name).differentiable]
+        raise UserError(
+            f"{algo.name} needs a differentiable proxy and {proxy.name!r} is not; differentiable in {suite.name}:"
+            f" {', '.join(able) or 'none'}"
+        )
+    defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
+    params = resolve_params(algo.name, suite.name, values.get("params", {}))
+    try:
+        return RunConfig(**{**defaults, **values, "gold": gold, "params": params})
+    except ValidationError as error:
+        raise explain(error, "", RunConfig.model_fields) from None
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What is allowed but probably not meant, one line each."""
+    found = []
+    if config.proxy in config.gold:
+        found.append(f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization")
+    if config.suite == "sd14" and config.budget_unit == "queries" and config.budget < 256:
+        found.append(f"a budget of {config.budget} queries is less than one round of most algorithms")
+    return found
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The options of a run from YAML, TOML, or the ``config.json`` of an earlier run.
+
+    Raises:
+        UserError: where it is missing, does not parse, or holds an option that does not exist.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = _parse(path, text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: must be a mapping of options, such as `algo: ddpo`")
+    if content.keys() >= {"schema", "config"}:
+        content = content["config"]
+    allowed = {*RunConfig.model_fields, "plugin"}
+    for name in content:
+        if name not in allowed:
+            raise unknown_name(f"option in {path}:", str(name), allowed)
+    return content
+
+
+def _parse(path: Path, text: str) -> Any:
+    """YAML or TOML by the file's ending (JSON is YAML); ValueError where it does not parse."""
+    if path.suffix == ".toml":
+        try:
+            import tomllib
+        except ModuleNotFoundError:
+            import tomli as tomllib
+        return tomllib.loads(text)
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,117 @@
+"""The embedded suite: a real StableDiffusionPipeline of small parts, in a world whose true reward is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overopt_bench.errors import UserError
+from overopt_bench.registry import register_suite
+from overopt_bench.types import Suite, SuiteDefaults
+
+WEIGHTS = Path(__file__).parent / "weights"
+CONTEXT = 16  # tokens of the text encoder
+
+
+@register_suite
+class MiniSuite(Suite):
+    """Emoji at 32 x 32, trained from scratch; ``human`` is the truth. Runs on two CPU cores."""
+
+    name = "mini"
+    summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
+    gold = "human"
+    defaults = SuiteDefaults(
+        num_steps=10, guidance_scale=2.0, eta=1.0, lora_rank=8, lora_alpha=8, budget=4096, eval_points=11, eval_images=64
+    )
+
+    def __init__(self, weights: Path = WEIGHTS) -> None:
+        self.weights = weights
+
+    def asset(self, name: str) -> Path:
+        """A file of the suite.
+
+        Raises:
+            UserError: where it is missing.
+        """
+        path = self.weights / name
+        if not path.exists():
+            raise UserError(f"the mini suite lacks {path}; reinstall, or make it: python -m overopt_bench.suites.mini.recipe")
+        return path
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file."""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def missing(self) -> str | None:
+        try:
+            self.asset("prompts.json"), self.asset("pipeline/model_index.json")
+        except UserError as error:
+            return str(error)
+        return None
+
+    @cached_property
+    def _world(self) -> dict[str, Any]:
+        return dict(json.loads(self.asset("prompts.json").read_text()))
+
+    @property
+    def prompts(self) -> dict[str, tuple[str, ...]]:
+        return {split: tuple(names) for split, names in self._world["splits"].items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that the base model was trained on."""
+        return tuple(self._world["names"])
+
+    def pipeline(self) -> Any:
+        from diffusers import StableDiffusionPipeline
+
+        folder = self.asset("pipeline/model_index.json").parent
+        return StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False, local_files_only=True
+        )
+
+    def fresh_clip(self) -> Any:
+        """A new copy of the suite's ``CLIPModel``, in float32 and evaluation mode."""
+        from transformers import CLIPModel
+
+        folder = self.asset("clip/config.json").parent
+        return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+
+    @cached_property
+    def clip(self) -> Any:
+        """The suite's ``CLIPModel``, shared by all that only read it."""
+        return self.fresh_clip()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The suite's ``CLIPTokenizer``."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.asset("pipeline/tokenizer/tokenizer_config.json").parent)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to ids ``[B, 16]``."""
+        out = self.tokenizer(
+            list(prompts), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
+        )
+        return torch.as_tensor(out.input_ids)
+
+    def clip_features(self, images: Tensor) -> Tensor:
+        from overopt_bench.rewards.mini import image_embeddings
+
+        return image_embeddings(self.clip, images)
+
+    @property
+    def clip_dim(self) -> int:
+        return int(self.clip.config.projection_dim)
+
+    def weights_hashes(self) -> dict[str, str]:
+        files = sorted(self.weights.glob("pipeline/**/*.safetensors"))
+        return {str(f.relative_to(self.weights)): self.digest(f) for f in files}

@@ -1,0 +1,133 @@
+"""The learned proxies: ratings and pairwise preferences of ``human``, few and noisy, and what is fitted to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from transformers import CLIPModel
+
+from overopt_bench.rewards.human import Human
+from overopt_bench.rewards.mini import AestheticHead, CrossAttentionScorer, SimilarityScorer, image_embeddings
+from overopt_bench.suites.mini.recipe.data import EmojiSet, augment
+from overopt_bench.suites.mini.recipe.samples import Sampler
+from overopt_bench.suites.mini.recipe.settings import Settings
+from overopt_bench.suites.mini.recipe.training import fit, generator_for, seeded
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Images ``[N, 3, 32, 32]`` with their prompts, token ids and what ``human`` truly thinks of them ``[N]``."""
+
+    images: Tensor
+    prompts: tuple[str, ...]
+    ids: Tensor
+    truth: Tensor
+
+
+def rate(images: Tensor, prompts: list[str], human: Human, sampler: Sampler) -> Rated:
+    """Let the judge see images ``[N, 3, 32, 32]``; the noise is added by who asks."""
+    with torch.no_grad():
+        truth = torch.cat([human(images[k : k + 256], prompts[k : k + 256]) for k in range(0, len(images), 256)])
+    return Rated(images, tuple(prompts), sampler.tokens(prompts), truth)
+
+
+def _prompts(data: EmojiSet, n: int, g: Generator) -> list[str]:
+    return [data.names[int(k)] for k in torch.randint(len(data.names), (n,), generator=g)]
+
+
+def base_samples(data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Rated:
+    """n base samples of random names at the settings that runs use."""
+    prompts = _prompts(data, n, g)
+    return rate(sampler(prompts, g, guidance=guidance), prompts, human, sampler)
+
+
+def train_aesthetic(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, clip: CLIPModel, guidance: float, work: Path) -> AestheticHead:
+    """Ratings: human + noise, of base samples at guidance scales that a user would try."""
+    g = generator_for(s.seed, "aesthetic labels")
+    prompts = _prompts(data, s.aesthetic_labels, g)
+    third = -(-len(prompts) // 3)
+    scales = (1.0, guidance, 2 * guidance)
+    images = torch.cat([sampler(prompts[k * third : (k + 1) * third], g, guidance=w) for k, w in enumerate(scales)])
+    rated = rate(images, prompts, human, sampler)
+    ratings = rated.truth + s.rating_noise * torch.randn(rated.truth.shape, generator=g)
+    ratings = (ratings - ratings.mean()) / ratings.std()
+    with torch.no_grad():
+        embeddings = image_embeddings(clip, rated.images)
+    head = seeded(s.seed, "aesthetic", AestheticHead)
+    assert isinstance(head, AestheticHead)
+
+    def loss(model: nn.Module, g: Generator) -> Tensor:
+        pick = torch.randint(len(ratings), (64,), generator=g)
+        return F.mse_loss(model(embeddings[pick]), ratings[pick])
+
+    fit("aesthetic", head, loss, work=work, seed=s.seed, steps=s.aesthetic_steps, lr=1e-3, weight_decay=0.3)
+    return head
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two images of one prompt each ``[P, 3, 32, 32]`` and which the rater prefers ``[P]`` (1: the first)."""
+
+    first: Tensor
+    second: Tensor
+    ids: Tensor
+    choice: Tensor
+
+
+def prefer(s: Settings, a: Rated, b: Rated, g: Generator) -> Pairs:
+    """Each side is seen with its own noise, so close pairs are often judged the wrong way round."""
+    noise = s.rating_noise * torch.randn((2, len(a.truth)), generator=g)
+    return Pairs(a.images, b.images, a.ids, (a.truth + noise[0] > b.truth + noise[1]).float())
+
+
+def base_pairs(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Pairs:
+    """n pairs of base samples."""
+    prompts = _prompts(data, n, g)
+    a, b = (rate(sampler(prompts, g, guidance=guidance), prompts, human, sampler) for _ in range(2))
+    return prefer(s, a, b, g)
+
+
+def mixed_pairs(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Pairs:
+    """n pairs between different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
+    prompts = _prompts(data, n, g)
+    quarter = -(-n // 4)
+    by_name = {name: (data.name == k).nonzero().flatten() for k, name in enumerate(data.names)}
+    worse = sampler.worse(0.15, g)
+
+    def real(names: list[str]) -> Tensor:
+        pick = torch.stack([by_name[p][torch.randint(len(by_name[p]), (1,), generator=g)][0] for p in names])
+        return augment(data.images[pick].float() / 255, g)
+
+    sources: list[Callable[[list[str]], Tensor]] = [
+        lambda p: sampler(p, g, guidance=guidance), lambda p: sampler(p, g, guidance=2 * guidance),
+        lambda p: worse(p, g, guidance=guidance), real,
+    ]  # fmt: skip
+    left = sampler(prompts, g, guidance=guidance)
+    right = torch.cat([source(prompts[k * quarter : (k + 1) * quarter]) for k, source in enumerate(sources)])
+    return prefer(s, rate(left, prompts, human, sampler), rate(right, prompts, human, sampler), g)
+
+
+def train_preference(s: Settings, name: str, scorer: type[CrossAttentionScorer] | type[SimilarityScorer], clip: CLIPModel, pairs: Pairs, work: Path) -> nn.Module:
+    """Bradley-Terry on pairs; the text tower and all but the last two vision layers stay frozen."""
+    model = seeded(s.seed, name, lambda: scorer(clip))
+    clip.requires_grad_(False)
+    for layer in clip.vision_model.encoder.layers[-2:]:
+        layer.requires_grad_(True)
+    for module in (clip.vision_model.post_layernorm, clip.visual_projection):
+        module.requires_grad_(True)
+
+    def loss(m: nn.Module, g: Generator) -> Tensor:
+        pick = torch.randint(len(pairs.choice), (s.preference_batch,), generator=g)
+        flip = torch.rand(len(pick), generator=g) < 0.5
+        images = torch.cat([pairs.first[pick], pairs.second[pick]])
+        images = torch.where(torch.cat([flip, flip]).view(-1, 1, 1, 1), images.flip(3), images)
+        a, b = m(images, torch.cat([pairs.ids[pick], pairs.ids[pick]])).chunk(2)
+        return F.binary_cross_entropy_with_logits(a - b, pairs.choice[pick])
+
+    fit(name, model, loss, work=work, seed=s.seed, steps=s.preference_steps, lr=5e-4, weight_decay=0.1)
+    return model

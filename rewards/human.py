@@ -1,0 +1,118 @@
+"""``human``: the truth of the mini suite, a judge that stands for people.
+
+Three convolutional networks that share nothing with the suite's CLIP: other architecture, other
+initialisations, other splits of the drawings. Each names what it sees (or "nothing") and rates how well
+drawn it is; the score is half the clipped log-probability of the prompted name and half the quality.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overopt_bench.registry import register_reward
+from overopt_bench.types import Reward, Suite
+
+if TYPE_CHECKING:
+    from overopt_bench.suites.mini import MiniSuite
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return torch.as_tensor(self.skip(x) + h)
+
+
+class NamingNet(nn.Module):
+    """A small residual network for 32 x 32 images: name logits ``[B, names]`` and a quality logit ``[B]``."""
+
+    def __init__(self, names: int, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.stages = nn.Sequential(
+            _Residual(width, width), nn.AvgPool2d(2), _Residual(width, 2 * width), nn.AvgPool2d(2),
+            _Residual(2 * width, 4 * width), nn.AvgPool2d(2), _Residual(4 * width, 4 * width),
+        )  # fmt: skip
+        self.naming = nn.Linear(4 * width * 16, names)
+        self.quality = nn.Sequential(nn.Linear(8 * width, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.relu(self.stages(self.stem(images * 2 - 1)))  # [B, 4 width, 4, 4]
+        pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
+        return self.naming(F.dropout(h.flatten(1), 0.3, self.training)), self.quality(pooled).squeeze(1)
+
+
+class Judge(nn.Module):
+    """The ensemble. ``names`` are the words it knows; one more class means "nothing recognisable"."""
+
+    MEMBERS = 3
+
+    def __init__(self, names: Sequence[str], width: int = 32) -> None:
+        super().__init__()
+        self.index = {name: k for k, name in enumerate(names)}
+        self.members = nn.ModuleList(NamingNet(len(names) + 1, width) for _ in range(self.MEMBERS))
+        self._longest = sorted(self.index, key=len, reverse=True)
+
+    def name_of(self, prompt: str) -> int:
+        """The index of the longest known name that stands in the prompt as whole words.
+
+        Raises:
+            ValueError: where the prompt names nothing that the judge knows.
+        """
+        for name in self._longest:
+            if re.search(rf"\b{re.escape(name)}\b", prompt):
+                return self.index[name]
+        raise ValueError(f"the judge knows no name in the prompt {prompt!r}; known are, for example, {self._longest[:5]}")
+
+    def parts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Alignment and quality, each ``[B]`` in [0, 1], for images ``[B, 3, 32, 32]`` in [0, 1]."""
+        target = torch.tensor([self.name_of(p) for p in prompts], device=images.device)
+        alignment, quality = [], []
+        for member in self.members:
+            logits, q = member(images)
+            log_p = logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)
+            alignment.append((1 + log_p / math.log(logits.shape[1])).clamp(0, 1))  # 0 at a uniform guess
+            quality.append(q.sigmoid())
+        return torch.stack(alignment).mean(0), torch.stack(quality).mean(0)
+
+
+@register_reward(suite="mini")
+class Human(Reward):
+    """The synthetic judge: (alignment + quality) / 2 in [0, 1]; about 0.9 on real emoji."""
+
+    name = "human"
+    differentiable = True
+
+    def __init__(self, judge: Judge, digest: str | None = None) -> None:
+        self.judge, self._digest = judge, digest
+
+    @classmethod
+    def load(cls, suite: Suite) -> Human:
+        from safetensors.torch import load_file
+
+        mini: MiniSuite = suite  # type: ignore[assignment]
+        path = mini.asset("rewards/human.safetensors")
+        state = {k: v.float() for k, v in load_file(path).items()}
+        judge = Judge(mini.names, width=len(state["members.0.stem.weight"]))
+        judge.load_state_dict(state)
+        return cls(judge.eval().requires_grad_(False), mini.digest(path))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        alignment, quality = self.judge.parts(images, prompts)
+        return (alignment + quality) / 2
+
+    def weights_hash(self) -> str | None:
+        return self._digest

@@ -1,0 +1,49 @@
+"""JPEG size as a reward, exactly as in DDPO (Black et al. 2024): kB of a quality-95 JPEG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from overopt_bench.registry import register_reward
+from overopt_bench.types import Reward
+
+
+def jpeg_kilobytes(images: Tensor) -> Tensor:
+    """Size in kB (1000 bytes) of each image ``[B, 3, H, W]`` in [0, 1] as JPEG: ``[B]`` float32.
+
+    Quality 95 and Pillow's other defaults, that is 4:2:0 chroma and no Huffman optimisation.
+    """
+    pixels = (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    sizes = []
+    for array in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, format="JPEG", quality=95)
+        sizes.append(buffer.tell() / 1000)
+    return torch.tensor(sizes, dtype=torch.float32, device=images.device)
+
+
+@register_reward
+class JpegIncompressibility(Reward):
+    """Size of the JPEG in kB: rewards detail, then texture, then noise."""
+
+    name = "jpeg_incompressibility"
+    needs_prompt = False
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return jpeg_kilobytes(images)
+
+
+@register_reward
+class JpegCompressibility(Reward):
+    """Minus the size of the JPEG in kB: rewards smoothness, then emptiness."""
+
+    name = "jpeg_compressibility"
+    needs_prompt = False
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -jpeg_kilobytes(images)

@@ -1,0 +1,164 @@
+"""The mini suite's learned proxies: small models of their namesakes' designs, fitted to few noisy labels of ``human``.
+
+``aesthetic`` follows LAION's predictor (an MLP on the frozen CLIP embedding), ``imagereward`` ImageReward
+(image-text cross-attention and an MLP, pairwise preferences), ``pickscore`` and ``hpsv2`` their namesakes
+(CLIP fine-tuned on preferences), ``clipscore`` the plain similarity of the suite's CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from overopt_bench.registry import register_reward
+from overopt_bench.types import Reward, Suite
+
+if TYPE_CHECKING:
+    from overopt_bench.suites.mini import MiniSuite
+
+
+def image_embeddings(clip: Any, images: Tensor) -> Tensor:
+    """L2-normalised CLIP embeddings ``[B, 64]`` of images ``[B, 3, 32, 32]`` in [0, 1]."""
+    pooled = clip.vision_model(pixel_values=images * 2 - 1).pooler_output
+    return F.normalize(clip.visual_projection(pooled), dim=-1)
+
+
+def text_embeddings(clip: Any, ids: Tensor) -> Tensor:
+    """L2-normalised CLIP embeddings ``[B, 64]`` of token ids ``[B, 16]``."""
+    return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
+
+
+class AestheticHead(nn.Module):
+    """Embedding ``[B, 64]`` to a score ``[B]``. With non-linearities, unlike LAION's head, which is affine."""
+
+    def __init__(self, dim: int = 64, hidden: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 16), nn.GELU(), nn.Linear(16, 1))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return torch.as_tensor(self.layers(embeddings * embeddings.shape[1] ** 0.5).squeeze(1))
+
+
+class CrossAttentionScorer(nn.Module):
+    """ImageReward's design: text tokens attend to image patches, and an MLP scores the first token.
+
+    Holds its own copy of the CLIP towers, fine-tuned on preferences.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+        width = clip.config.vision_config.hidden_size
+        self.fuse = nn.TransformerDecoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1))
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        patches = self.clip.vision_model(pixel_values=images * 2 - 1).last_hidden_state  # [B, 65, D]
+        words = self.clip.text_model(input_ids=ids).last_hidden_state  # [B, 16, D]
+        end = self.clip.config.text_config.eos_token_id
+        last = (ids == end).int().argmax(1)
+        query = words[torch.arange(len(ids)), last][:, None]  # the end token has seen the whole caption
+        return torch.as_tensor(self.head(self.fuse(query, patches)[:, 0]).squeeze(1))
+
+
+class SimilarityScorer(nn.Module):
+    """PickScore's and HPSv2's design: the cosine of CLIP's two embeddings, scaled by its temperature."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        cosine = (image_embeddings(self.clip, images) * text_embeddings(self.clip, ids)).sum(1)
+        return torch.as_tensor(self.clip.logit_scale.exp() * cosine)
+
+
+class MiniProxy(Reward):
+    """What the learned proxies share: the suite's tokenizer, their weights and an image encoder."""
+
+    differentiable = True
+    scorer: ClassVar[type[nn.Module]]
+
+    def __init__(self, model: nn.Module, clip: Any, suite: MiniSuite, digest: str | None) -> None:
+        self.model, self.clip, self.suite, self._digest = model, clip, suite, digest
+        self.feature_dim = int(clip.config.projection_dim)
+
+    @classmethod
+    def load(cls, suite: Suite) -> Self:
+        from safetensors.torch import load_file
+
+        mini: MiniSuite = suite  # type: ignore[assignment]
+        path = mini.asset(f"rewards/{cls.name}.safetensors")
+        own_clip = cls.scorer is not AestheticHead
+        clip = mini.fresh_clip() if own_clip else mini.clip
+        model = cls.scorer(clip) if own_clip else cls.scorer()
+        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        return cls(model.eval().requires_grad_(False), clip, mini, mini.digest(path))
+
+    def features(self, images: Tensor) -> Tensor:
+        return image_embeddings(self.clip, images)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(self.model(images, self.suite.tokens(prompts)))
+
+    def weights_hash(self) -> str | None:
+        return self._digest
+
+
+@register_reward(suite="mini")
+class Aesthetic(MiniProxy):
+    """An MLP on the suite's frozen CLIP embedding, fitted to ratings."""
+
+    name = "aesthetic"
+    needs_prompt = False
+    scorer = AestheticHead
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(self.model(self.features(images)))
+
+
+@register_reward(suite="mini")
+class ImageReward(MiniProxy):
+    """Image-text cross-attention and an MLP, fitted to pairwise preferences."""
+
+    name = "imagereward"
+    scorer = CrossAttentionScorer
+
+
+@register_reward(suite="mini")
+class PickScore(MiniProxy):
+    """The suite's CLIP fine-tuned on preferences between two base samples of one prompt."""
+
+    name = "pickscore"
+    scorer = SimilarityScorer
+
+
+@register_reward(suite="mini")
+class HPSv2(MiniProxy):
+    """The suite's CLIP fine-tuned on preferences that mix base samples, reconstructions and worse samplers."""
+
+    name = "hpsv2"
+    scorer = SimilarityScorer
+
+
+@register_reward(suite="mini")
+class ClipScore(MiniProxy):
+    """The plain cosine similarity of the suite's CLIP, times 100."""
+
+    name = "clipscore"
+    scorer = SimilarityScorer
+
+    @classmethod
+    def load(cls, suite: Suite) -> Self:
+        mini: MiniSuite = suite  # type: ignore[assignment]
+        path = mini.asset("clip/model.safetensors")
+        return cls(SimilarityScorer(mini.clip), mini.clip, mini, mini.digest(path))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        text = text_embeddings(self.clip, self.suite.tokens(prompts))
+        return 100 * (self.features(images) * text).sum(1)
