@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,12 +41,24 @@ class RunConfig(BaseModel):
     eval_seed: int = Field(0, ge=0, le=2**63 - 1)
     tag: str = Field("", pattern=r"^[A-Za-z0-9_.]*$", max_length=60)
 
+    def folder(self, out: Path) -> Path:
+        """Where the run is recorded: ``out/suite/proxy/algo/seedN[-tag]``."""
+        return out / self.suite / self.proxy / self.algo / (f"seed{self.seed}" + (f"-{self.tag}" if self.tag else ""))
+
     def config_hash(self) -> str:
         """SHA-256 of the canonical JSON, without parameters that only trade memory for time."""
         content = self.model_dump(mode="json")
         skip = memory_only(self.algo)
         content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def resume_command(config: RunConfig, out: Path, plugins: Iterable[Path], device: str) -> str:
+    """The command that goes on with a run: its recorded configuration, and what that does not hold."""
+    parts = ["overopt-bench", "run", "--config", str(config.folder(out) / "config.json")]
+    for path in plugins:
+        parts += ["--plugin", str(path)]
+    return shlex.join([*parts, "--out", str(out), "--device", device])
 
 
 def memory_only(algo: str) -> set[str]:
@@ -113,12 +127,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: one line for whatever is wrong.
     """
-    values = {k: v for k, v in given.items() if v is not None}
-    for name in ("algo", "proxy", "suite"):
-        if name not in values:
-            raise UserError(f"--{name} is required; `overopt-bench list` shows what there is")
-    for name in values.keys() - RunConfig.model_fields.keys():
-        raise unknown_name("option", name, RunConfig.model_fields)
+    values = _checked_shapes({k: v for k, v in given.items() if v is not None})
     suite, algo = suites.get(values["suite"]), algorithms.get(values["algo"])
     proxy = rewards.get(values["proxy"], suite.name)
     gold = tuple(dict.fromkeys([*values.get("gold", ()), suite.gold]))
@@ -138,14 +147,31 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
         raise explain(error, "", RunConfig.model_fields) from None
 
 
+def _checked_shapes(values: dict[str, Any]) -> dict[str, Any]:
+    """The parts that must be right before names can be looked up."""
+    for name in values.keys() - RunConfig.model_fields.keys():
+        raise unknown_name("option", name, RunConfig.model_fields)
+    for name in ("algo", "proxy", "suite"):
+        if not isinstance(values.get(name, ""), str):
+            raise UserError(f"--{name} must be a name, not {values[name]!r}")
+        if not values.get(name):
+            raise UserError(f"--{name} is required; `overopt-bench list` shows what there is")
+    gold = values.get("gold", ())
+    gold = (gold,) if isinstance(gold, str) else gold
+    if not isinstance(gold, list | tuple) or not all(isinstance(name, str) for name in gold):
+        raise UserError(f"--gold must be names of rewards, not {gold!r}")
+    if not isinstance(values.get("params", {}), Mapping):
+        raise UserError(f"params must be a mapping such as {{lr: 1.0e-4}}, not {values['params']!r}")
+    if values.get("budget_unit", "queries") != "queries" and "budget" not in values:
+        raise UserError(f"--budget-unit {values['budget_unit']} needs --budget: the suite's default counts queries")
+    return {**values, "gold": gold}
+
+
 def warnings(config: RunConfig) -> list[str]:
     """What is allowed but probably not meant, one line each."""
-    found = []
     if config.proxy in config.gold:
-        found.append(f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization")
-    if config.suite == "sd14" and config.budget_unit == "queries" and config.budget < 256:
-        found.append(f"a budget of {config.budget} queries is less than one round of most algorithms")
-    return found
+        return [f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization"]
+    return []
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -157,25 +183,27 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = _parse(path, text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except ValueError as error:
         raise UserError(f"--config {path}: {error}") from None
+    if isinstance(content, dict) and content.keys() >= {"schema", "config"}:
+        content = content["config"]
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must be a mapping of options, such as `algo: ddpo`")
-    if content.keys() >= {"schema", "config"}:
-        content = content["config"]
     allowed = {*RunConfig.model_fields, "plugin"}
     for name in content:
         if name not in allowed:
             raise unknown_name(f"option in {path}:", str(name), allowed)
-    return content
+    return dict(content)
 
 
 def _parse(path: Path, text: str) -> Any:
     """YAML or TOML by the file's ending (JSON is YAML); ValueError where it does not parse."""
     if path.suffix == ".toml":
-        try:
+        if sys.version_info >= (3, 11):
             import tomllib
-        except ModuleNotFoundError:
+        else:
             import tomli as tomllib
         return tomllib.loads(text)
     import yaml

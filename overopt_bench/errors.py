@@ -19,3 +19,7 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return UserError(f"there is no {kind} {name!r};{hint} allowed: {', '.join(names) or 'none'}")
+
+
+class RunError(Exception):
+    """A run that started and could not be finished. The command line exits with status 1."""

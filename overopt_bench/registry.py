@@ -45,13 +45,17 @@ class Registry(Generic[T]):
         base = getattr(importlib.import_module("overopt_bench.types"), self._base)
         where = f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            raise UserError(f"{where} is registered as {self.kind} but is no subclass of overopt_bench.types.{self._base}")
+            raise UserError(
+                f"{where} is registered as {self.kind} but is no subclass of overopt_bench.types.{self._base}"
+            )
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(f"{where} needs a class attribute `name`, a word such as 'my_{self.kind}'; it is {name!r}")
         taken = self._classes.get((suite, name))
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(f"{where}: the {self.kind} {name!r} exists already, as {taken.__module__}.{taken.__qualname__}")
+            raise UserError(
+                f"{where}: the {self.kind} {name!r} exists already, as {taken.__module__}.{taken.__qualname__}"
+            )
         self._classes[suite, name] = cls
 
     def load(self) -> None:
@@ -61,7 +65,9 @@ class Registry(Generic[T]):
         self._loaded = True
         for point in entry_points(group=f"overopt_bench.{self.kind}s"):
             try:
-                point.load()
+                found = point.load()  # a module whose decorators register, or a class
+                if isinstance(found, type) and found not in self._classes.values():
+                    self.add(found)
             except Exception as error:  # somebody else's package may raise anything
                 self.broken[point.name] = " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -94,7 +100,10 @@ class Registry(Generic[T]):
                 f"the {self.kind} {name!r} is not in the suite {suite!r} but in {', '.join(elsewhere)};"
                 f" allowed: {', '.join(self.names(suite))}"
             )
-        raise unknown_name(self.kind, name, self.names(suite))
+        error = unknown_name(self.kind, name, self.names(suite))
+        if self.broken:
+            error = UserError(f"{error}; these do not import: {', '.join(self.broken)} (`overopt-bench list` says why)")
+        raise error
 
 
 algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")

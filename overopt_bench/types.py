@@ -142,6 +142,7 @@ class TrainContext:
         encoder: frozen image features ``[B, 3, H, W] -> [B, D]`` for critics: the proxy's own encoder,
             or the suite's CLIP image tower where it has none. Not metered, not differentiated through.
         feature_dim: D.
+        prompts: the training prompts.
         draw_prompts: ``draw_prompts(n, per_prompt)`` gives n training prompts, each repeated
             ``per_prompt`` times in a row (n is a multiple of it), from the "prompts" generator.
         generators: one named generator per purpose: "sampling", "batch" (shuffles, truncation draws),
@@ -153,6 +154,7 @@ class TrainContext:
     proxy: MeteredReward
     encoder: Callable[[Tensor], Tensor]
     feature_dim: int
+    prompts: tuple[str, ...]
     draw_prompts: Callable[[int, int], list[str]]
     generators: dict[str, Generator]
     budget_left: Callable[[], int]
@@ -178,6 +180,7 @@ class Algorithm(ABC):
     summary: ClassVar[str]
     Params: ClassVar[type[AlgorithmParams]]
     needs_gradient: ClassVar[bool] = False
+    trains: ClassVar[bool] = True  # False: the policy stays the base model
 
     def __init__(self, ctx: TrainContext, params: Any) -> None:
         self.ctx = ctx

@@ -1,0 +1,59 @@
+"""TDPO's temporal critic: an MLP on frozen image features of the noisy latents themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+DROPOUTS = (0.2, 0.2, 0.1)  # after the first three hidden layers [TDPO's code]
+
+
+class TemporalCritic(nn.Module):
+    """V(x_i): features ``[B, D]`` to values ``[B]``. Sees neither the prompt nor the timestep.
+
+    The published critic has no activation function, so it is a deep *linear* model, with all weights drawn
+    from N(0, (1/(D+1))^2) and zero biases. ``activation="relu"`` is the critic that talk of dormant neurons
+    usually means.
+    """
+
+    def __init__(
+        self, features: int, hidden: Sequence[int], activation: Literal["none", "relu"], dropout: bool, generator: Generator
+    ) -> None:
+        super().__init__()
+        sizes = [features, *hidden, 1]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.activation, self.dropout = activation, dropout
+        self.std = 1 / (features + 1)
+        for layer in self.linear_layers():
+            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * self.std
+            nn.init.zeros_(layer.bias)
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """All layers in order, the output layer last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def forward(self, features: Tensor) -> Tensor:
+        h = features
+        hidden = self.linear_layers()[:-1]
+        for k, layer in enumerate(hidden):
+            h = layer(h).relu() if self.activation == "relu" else layer(h)
+            if self.dropout and k < len(DROPOUTS):
+                h = nn.functional.dropout(h, DROPOUTS[k], self.training)
+        return torch.as_tensor(self.linear_layers()[-1](h).squeeze(-1))
+
+    @torch.no_grad()
+    def probe(self, features: Tensor) -> list[Tensor]:
+        """ReLU of each hidden layer's output ``[P, H_l]`` in float32, without dropout.
+
+        The ReLU is the recycler's own where the critic has none, as in TDPO's code.
+        """
+        out, h = [], features.float()
+        for layer in self.linear_layers()[:-1]:
+            h = layer(h)
+            out.append(h.relu())
+            if self.activation == "relu":
+                h = out[-1]
+        return out

@@ -1,0 +1,94 @@
+"""What training may spend, and the meter around the proxy that counts it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from overopt_bench.config import BudgetUnit
+from overopt_bench.types import Reward
+
+
+class Budget:
+    """Counts reward queries, U-Net evaluations and seconds of training; one of them is limited.
+
+    Args:
+        unit: which one. total: its limit. nfe: reads the policy's counter of U-Net evaluations.
+    """
+
+    def __init__(self, unit: BudgetUnit, total: int, nfe: Callable[[], int]) -> None:
+        self.unit, self.total, self._nfe = unit, total, nfe
+        self.queries, self.seconds, self.uncounted_nfe = 0, 0.0, 0
+
+    @property
+    def nfe(self) -> int:
+        """U-Net evaluations spent on training, evaluation left out."""
+        return self._nfe() - self.uncounted_nfe
+
+    @property
+    def spent(self) -> float:
+        """In the budget's own unit."""
+        return {"queries": self.queries, "nfe": self.nfe, "seconds": self.seconds}[self.unit]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether training must stop."""
+        return self.spent >= self.total
+
+    def queries_left(self) -> int:
+        """Queries that may still be spent; without practical limit for the other units."""
+        return self.total - self.queries if self.unit == "queries" else sys.maxsize
+
+    def forfeit(self) -> None:
+        """Leave the rest unspent: a method without training stands at the end of the axis beside the others."""
+        self.queries = self.total if self.unit == "queries" else self.queries
+        self.seconds = self.total if self.unit == "seconds" else self.seconds
+        self.uncounted_nfe = self._nfe() - self.total if self.unit == "nfe" else self.uncounted_nfe
+
+    def state_dict(self) -> dict[str, float]:
+        """Counters, to go on from."""
+        return {"queries": self.queries, "nfe": self.nfe, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the counters; the policy's own starts anew, so the difference is kept here."""
+        self.queries, self.seconds = int(state["queries"]), float(state["seconds"])
+        self.uncounted_nfe = self._nfe() - int(state["nfe"])
+
+
+class Metered:
+    """The proxy as an algorithm sees it: each image scored is a query spent."""
+
+    def __init__(self, reward: Reward, budget: Budget) -> None:
+        self._reward, self._budget = reward, budget
+        self.name, self.differentiable = reward.name, reward.differentiable
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores ``[B]`` of images ``[B, 3, H, W]``.
+
+        Raises:
+            RuntimeError: where the budget does not hold B more queries; an algorithm must ask ``budget_left``.
+            FloatingPointError: where a score is not finite.
+        """
+        if len(images) > self._budget.queries_left():
+            raise RuntimeError(f"{len(images)} images to score but {self._budget.queries_left()} queries left")
+        scores = self._reward(images, prompts)
+        self._budget.queries += len(images)
+        return checked(scores, self.name, prompts)
+
+
+def checked(scores: Tensor, name: str, prompts: Sequence[str]) -> Tensor:
+    """Scores ``[B]`` as they are, or an error that names the reward.
+
+    Raises:
+        FloatingPointError: for NaN or infinity, or another shape.
+    """
+    if scores.shape != (len(prompts),):
+        raise FloatingPointError(f"reward {name!r} gave shape {tuple(scores.shape)} for {len(prompts)} images")
+    bad = torch.nonzero(~scores.detach().isfinite()).flatten()
+    if len(bad):
+        k = int(bad[0])
+        raise FloatingPointError(f"reward {name!r} gave {scores[k].item()} for prompt {prompts[k]!r} ({len(bad)} of {len(prompts)})")
+    return scores

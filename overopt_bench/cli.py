@@ -1,0 +1,52 @@
+"""The ``overopt-bench`` command: the functions of ``api.py``, with errors as one line and an exit status.
+
+0 done, 1 a run failed, 2 the input was wrong, 130 interrupted. ``OVEROPT_BENCH_DEBUG=1`` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from overopt_bench import api
+from overopt_bench.errors import RunError, UserError
+
+app = typer.Typer(
+    name="overopt-bench", help="Reward overoptimization in text-to-image diffusion.", add_completion=False,
+    pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+COMMANDS: tuple[Callable[..., Any], ...] = (api.run, api.report, api.list, api.sweep, api.sample, api.bench)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's) and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        result = app(args=arguments, prog_name="overopt-bench", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        if os.environ.get("OVEROPT_BENCH_DEBUG"):
+            raise
+        return _explain(error)
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """Print an error as one line on stderr and return the exit status that belongs to it."""
+    if hasattr(error, "format_message"):  # typer's own: a wrong type, an option that does not exist
+        message, status = error.format_message(), 2
+    elif isinstance(error, UserError):
+        message, status = str(error), 2
+    elif isinstance(error, RunError):
+        message, status = str(error), 1
+    else:
+        message, status = f"{type(error).__name__}: {error} (OVEROPT_BENCH_DEBUG=1 shows where)", 1
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return status

@@ -1,0 +1,73 @@
+"""Images from a trained policy, drawn by plain diffusers with the adapter that the run saved."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from overopt_bench.config import RunConfig
+from overopt_bench.errors import UserError
+from overopt_bench.registry import get_suite
+from overopt_bench.seeding import stable_seed
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: where the folder is no run.
+    """
+    try:
+        content = json.loads((run / "config.json").read_text())
+        return RunConfig(**content["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None
+
+
+def trained_pipeline(run: Path, config: RunConfig, device: str) -> Any:
+    """The suite's ``StableDiffusionPipeline`` with the run's LoRA.
+
+    Raises:
+        UserError: where the suite cannot run here or the run saved no adapter yet.
+    """
+    suite = get_suite(config.suite)
+    missing = suite.missing()
+    if missing is not None:
+        raise UserError(missing)
+    if not any((run / "adapter").glob("*.safetensors")):
+        raise UserError(
+            f"{run} has no adapter: methods without training have none, an interrupted run may have none yet"
+        )
+    pipeline = suite.pipeline().to(device)
+    pipeline.load_lora_weights(run / "adapter")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, device: str) -> list[Path]:
+    """``count`` PNG files for each prompt, from noise that depends only on (seed, prompt, index).
+
+    Raises:
+        UserError: where the run cannot be sampled or count is not positive.
+    """
+    if count < 1 or not prompts or not all(prompt.strip() for prompt in prompts):
+        raise UserError("sample needs at least one --prompt that is not empty and a --count of at least 1")
+    config = read_config(run)
+    pipeline = trained_pipeline(run, config, device)
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for prompt in prompts:
+        generators = [torch.Generator().manual_seed(stable_seed("sample", seed, prompt, k)) for k in range(count)]
+        images = pipeline(
+            prompt, num_images_per_prompt=count, num_inference_steps=config.num_steps,
+            guidance_scale=config.guidance_scale, eta=config.eta, generator=generators,
+        ).images  # fmt: skip
+        for k, image in enumerate(images):
+            files.append(out / f"{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60]}-{seed}-{k}.png")
+            image.save(files[-1])
+    return files

@@ -1,0 +1,146 @@
+"""What is known of a policy at one point of the budget: all rewards, path KL, diversity, on fixed prompts and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
+from overopt_bench.budget import checked
+from overopt_bench.config import RunConfig
+from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.seeding import stable_seed
+from overopt_bench.types import Candidates, Reward, Suite
+
+IMAGES_PER_PROMPT = 4  # pairs within a prompt give the diversity
+COLUMNS = 16
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images that are drawn for one prompt split: B prompts and each image's number within its prompt."""
+
+    name: str
+    prompts: tuple[str, ...]
+    index: tuple[int, ...]
+    noise: Tensor  # [T+1, B, C, h, w]
+
+
+def image_noise(eval_seed: int, prompt: str, index: int, shape: tuple[int, ...]) -> Tensor:
+    """The noise of one image: depends on nothing but (evaluation seed, prompt, number)."""
+    return torch.randn(shape, generator=Generator().manual_seed(stable_seed("eval", eval_seed, prompt, index)))
+
+
+def make_split(name: str, prompts: Sequence[str], images: int, eval_seed: int, shape: tuple[int, ...]) -> Split:
+    """At most ``images`` images over the prompts, at least ``IMAGES_PER_PROMPT`` of each where there is room."""
+    chosen = list(prompts)[: max(1, images // IMAGES_PER_PROMPT)]
+    pairs = [(chosen[k % len(chosen)], k // len(chosen)) for k in range(images)]
+    pairs.sort(key=lambda pair: chosen.index(pair[0]))
+    noise = torch.stack([image_noise(eval_seed, prompt, index, shape) for prompt, index in pairs], 1)
+    return Split(name, tuple(p for p, _ in pairs), tuple(i for _, i in pairs), noise)
+
+
+def diversity(features: Tensor, prompts: Sequence[str]) -> float | None:
+    """Mean pairwise cosine distance of unit features ``[B, D]`` among images of one prompt, averaged over prompts."""
+    values = []
+    for prompt in dict.fromkeys(prompts):
+        own = features[[k for k, p in enumerate(prompts) if p == prompt]]
+        n = len(own)
+        if n > 1:
+            total = (own @ own.T).sum() - (own * own).sum()
+            values.append(1 - (total / (n * (n - 1))).item())
+    return sum(values) / len(values) if values else None
+
+
+def summary(key: str, values: Tensor) -> dict[str, float]:
+    """Mean, standard error and count of scores ``[B]`` under ``key``."""
+    spread = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return {f"{key}/mean": values.mean().item(), f"{key}/stderr": spread, f"{key}/count": len(values)}
+
+
+class Evaluator:
+    """Evaluates policies of one run, always on the same prompts and noise.
+
+    The train split gets ``eval_images`` images, each held-out split half as many, so that evaluation stays a
+    small part of a run. Path KL is measured on the train split and on the first held-out one.
+    """
+
+    def __init__(self, suite: Suite, policy: DiffusionPolicy, rewards: Mapping[str, Reward], config: RunConfig) -> None:
+        self.suite, self.policy, self.rewards = suite, policy, rewards
+        shape = (config.num_steps + 1, *policy.latent_shape)
+        splits = [("train", config.eval_images), *((s, config.eval_images // 2) for s in suite.prompts if s != "train")]
+        self.splits = [make_split(s, suite.prompts[s], n, config.eval_seed, shape) for s, n in splits if n]
+        self.with_kl = {split.name for split in self.splits[:2]}
+        self._pool_scores: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[dict[str, Any], list[dict[str, Any]], Tensor]:
+        """The "eval" row, the "scores" rows (one a split), and all images ``[N, 3, H, W]`` in row order.
+
+        Raises:
+            FloatingPointError: where a reward gives something that is not finite.
+        """
+        row: dict[str, Any] = {}
+        details, pictures = [], []
+        nfe = self.policy.nfe
+        for split in self.splits:
+            images, kl = self._draw(split)
+            scores = {name: checked(reward(images, split.prompts), name, split.prompts) for name, reward in self.rewards.items()}
+            for name, values in scores.items():
+                row |= summary(f"{split.name}/{name}", values)
+            if kl is not None:
+                row |= summary(f"{split.name}/path_kl", kl.sum(1))
+                row |= summary(f"{split.name}/path_kl_without_last_two", kl[:, :-2].sum(1))
+                row[f"{split.name}/sqrt_kl"] = kl.sum(1).mean().clamp(min=0).sqrt().item()
+            row[f"{split.name}/diversity"] = diversity(self.suite.clip_features(images), split.prompts)
+            details.append({
+                "split": split.name, "prompts": split.prompts, "index": split.index,
+                "scores": {name: [round(v, 6) for v in values.tolist()] for name, values in scores.items()},
+                "path_kl": None if kl is None else [round(v, 6) for v in kl.sum(1).tolist()],
+                "first_cell": sum(len(p) for p in pictures), "columns": COLUMNS, "cell": images.shape[-1],
+            })  # fmt: skip
+            pictures.append(images.cpu())
+        self.policy.nfe = nfe  # evaluation is free
+        return row, details, torch.cat(pictures)
+
+    def _draw(self, split: Split) -> tuple[Tensor, Tensor | None]:
+        images, kls = [], []
+        for k in range(0, len(split.prompts), BATCH):
+            noise = split.noise[:, k : k + BATCH].to(self.policy.device)
+            trajectory, kl = self.policy.rollout_from(
+                noise, split.prompts[k : k + BATCH], with_kl=split.name in self.with_kl
+            )
+            images.append(trajectory.images)
+            kls.append(kl)
+        return torch.cat(images), torch.cat([k for k in kls if k is not None]) if split.name in self.with_kl else None
+
+    @torch.no_grad()
+    def best_of_n(self, pool: Candidates) -> dict[str, Any]:
+        """The "eval" row of selection by the proxy among n base samples of each training prompt.
+
+        n is the smallest number of samples that any prompt has so far; the estimate is unbiased over all
+        subsets of that size (see ``best_of_n_weights``), and its KL to the base is log n - (n-1)/n.
+        """
+        groups = [[k for k, p in enumerate(pool.prompts) if p == prompt] for prompt in dict.fromkeys(pool.prompts)]
+        n = min(len(group) for group in groups)
+        row: dict[str, Any] = {"n": n}
+        for name, reward in self.rewards.items():
+            known = self._pool_scores.get(name, torch.empty(0))
+            fresh = [
+                reward(pool.images[k : k + 256].float() / 255, pool.prompts[k : k + 256]).cpu()
+                for k in range(len(known), len(pool.prompts), 256)
+            ]
+            scores = self._pool_scores[name] = torch.cat([known, *fresh])
+            estimates = []
+            for group in groups:
+                order = pool.proxy[group].sort().indices
+                weights = best_of_n_weights(len(group), n)
+                estimates.append((weights * scores[group][order]).sum())
+            row |= summary(f"train/{name}", torch.stack(estimates))
+        kl = best_of_n_kl(n)
+        return row | {"train/path_kl/mean": kl, "train/path_kl/stderr": 0.0, "train/path_kl/count": len(groups), "train/sqrt_kl": kl**0.5}

@@ -1,0 +1,74 @@
+"""What ``overopt-bench list`` prints."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from overopt_bench.config import memory_only
+from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.registry import algorithms, rewards, suites
+from overopt_bench.types import Algorithm, Reward
+
+KINDS = ("algorithms", "rewards", "suites")
+
+
+def describe(what: str | None = None) -> str:
+    """One block per kind: a line for each entry, and a line for each parameter of an algorithm.
+
+    Raises:
+        UserError: for another kind than the three, or where nothing is registered.
+    """
+    if what is not None and what not in KINDS:
+        raise unknown_name("list of", what, KINDS)
+    if not (algorithms.classes() or rewards.classes() or suites.classes()):
+        raise UserError("nothing is registered: run `pip install -e .` in the checkout first")
+    blocks = {"algorithms": _algorithms, "rewards": _rewards, "suites": _suites}
+    return "\n\n".join("\n".join([kind, *blocks[kind]()]) for kind in KINDS if what in (None, kind))
+
+
+def _algorithms() -> Iterator[str]:
+    for name in algorithms.names():
+        cls = algorithms.get(name)
+        yield f"  {name:<12} {cls.summary}{'; needs a differentiable proxy' if cls.needs_gradient else ''}"
+        yield from _parameters(cls)
+    yield from _broken(algorithms.broken)
+
+
+def _parameters(cls: type[Algorithm]) -> Iterator[str]:
+    """Name, the paper's default, the mini value where it differs, meaning and source."""
+    memory = memory_only(cls.name)
+    for name, field in cls.Params.model_fields.items():
+        mini = f"  mini {cls.Params.mini[name]!r}" if name in cls.Params.mini else ""
+        note = " (memory only: changes no result)" if name in memory else ""
+        yield f"      {name + '=' + repr(field.default):<34}{mini:<18}  {field.description or ''}{note}".rstrip()
+
+
+def _rewards() -> Iterator[str]:
+    for (suite, name), cls in sorted(rewards.classes().items(), key=lambda item: (item[0][0] or "", item[0][1])):
+        facts = [
+            suite or "all suites",
+            "differentiable" if cls.differentiable else "not differentiable",
+            "reads the prompt" if cls.needs_prompt else "ignores the prompt",
+            "has an encoder" if cls.features is not Reward.features else "no encoder (critics use the suite's CLIP)",
+        ]
+        yield f"  {name:<22} {_first_line(cls)} [{'; '.join(facts)}]"
+    yield from _broken(rewards.broken)
+
+
+def _suites() -> Iterator[str]:
+    for name in suites.names():
+        cls = suites.get(name)
+        missing = cls().missing()
+        yield f"  {name:<12} {cls.summary}; {'can run here' if missing is None else 'cannot run here: ' + missing}"
+        yield f"      gold={cls.gold}  " + "  ".join(f"{k}={v}" for k, v in vars(cls.defaults).items())
+    yield from _broken(suites.broken)
+
+
+def _first_line(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").split("\n")[0]
+
+
+def _broken(broken: dict[str, str]) -> Iterator[str]:
+    for name, reason in broken.items():
+        yield f"  {name:<12} does not import: {reason}"

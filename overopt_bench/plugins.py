@@ -1,0 +1,109 @@
+"""``--plugin FILE``: algorithms, rewards and suites from a single Python file outside any package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from overopt_bench.errors import UserError
+from overopt_bench.registry import Registry, algorithms, get_reward, rewards, suites
+from overopt_bench.types import Reward, Suite
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A loaded file; ``path`` is absolute, ``sha256`` that of its content, ``names`` what it registered."""
+
+    path: Path
+    sha256: str
+    names: tuple[str, ...]
+
+
+_loaded: dict[tuple[Path, str], Plugin] = {}
+
+
+def _registered() -> set[tuple[str, str | None, str]]:
+    registries: tuple[Registry[object], ...] = (algorithms, rewards, suites)  # type: ignore[assignment]
+    return {(r.kind, suite, name) for r in registries for suite, name in r.classes()}
+
+
+def load_plugin(path: str | Path) -> Plugin:
+    """Import a file by its path, once per content.
+
+    Raises:
+        UserError: where it is missing, does not import, or registers nothing.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f"--plugin {path}: no such Python file")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if (file, digest) in _loaded:
+        return _loaded[file, digest]
+    before = _registered()
+    name = f"overopt_bench_plugin_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic and dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(
+            f"--plugin {path} does not import: {_where(error, file)}{type(error).__name__}: {error}"
+        ) from error
+    names = tuple(sorted(f"{kind} {name}" for kind, _, name in _registered() - before))
+    if not names:
+        raise UserError(
+            f"--plugin {path} registers nothing: decorate a class with @register_reward, @register_algorithm or"
+            " @register_suite from overopt_bench.registry"
+        )
+    plugin = _loaded[file, digest] = Plugin(file, digest, names)
+    return plugin
+
+
+def _where(error: BaseException, file: Path) -> str:
+    """``file:line: `` of the innermost frame inside the plugin, or nothing where the traceback has none."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{file.name}:{error.lineno}: "
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{file.name}:{lines[-1]}: " if lines else ""
+
+
+def probe_foreign_rewards(names: Iterable[str], suite: Suite) -> None:
+    """Try each reward that is not part of this package on two random images, before a run writes anything.
+
+    Raises:
+        UserError: where one fails, or gives a wrong shape, NaN, or no gradient although it claims one.
+    """
+    for name in dict.fromkeys(names):
+        if not rewards.get(name, suite.name).__module__.startswith("overopt_bench."):
+            probe_reward(get_reward(name, suite), suite)
+
+
+def probe_reward(reward: Reward, suite: Suite) -> None:
+    """See ``probe_foreign_rewards``; the images have the size that the suite's pipeline draws."""
+    import torch
+
+    pipeline = suite.pipeline()
+    size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    prompts = (list(suite.prompts["train"]) * 2)[:2]
+    try:
+        scores = reward(images.requires_grad_(reward.differentiable), prompts)
+    except Exception as error:  # a stranger's code may raise anything
+        raise UserError(
+            f"reward {reward.name!r} failed on two random images: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (2,):
+        got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise UserError(f"reward {reward.name!r} must give a tensor of shape (2,) for two images; it gave {got}")
+    if not scores.is_floating_point() or not bool(torch.isfinite(scores).all()):
+        raise UserError(f"reward {reward.name!r} must give finite floats; it gave {scores.tolist()} of {scores.dtype}")
+    if reward.differentiable and not scores.requires_grad:
+        raise UserError(f"reward {reward.name!r} says differentiable = True but its scores carry no gradient")

@@ -1,0 +1,70 @@
+"""One display for a run: a live bar on a terminal, a plain line per evaluation elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+from overopt_bench.budget import Budget
+from overopt_bench.config import RunConfig
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, s = divmod(max(0, round(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Progress:
+    """Shows budget spent, the proxy in training, the golds and sqrt(KL) at evaluation, rate and time left."""
+
+    def __init__(self, config: RunConfig, budget: Budget) -> None:
+        self.config, self.budget = config, budget
+        self._start, self._first = time.monotonic(), budget.spent
+        self._seen: dict[str, float] = {}
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Progress:
+        if sys.stdout.isatty():
+            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console())
+            name = f"{self.config.algo} on {self.config.suite} {self.config.proxy}, seed {self.config.seed}"
+            self._task = self._bar.add_task(name, total=self.config.budget, completed=self.budget.spent, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def trained(self, metrics: Mapping[str, float]) -> None:
+        """After a training round."""
+        self._seen["proxy"] = metrics.get("proxy/mean", float("nan"))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.budget.spent, text=self._text())
+
+    def evaluated(self, row: Mapping[str, Any]) -> None:
+        """After an evaluation; this is what a log file shows."""
+        self._seen = {"proxy": row[f"train/{self.config.proxy}/mean"]}
+        self._seen |= {gold: row[f"train/{gold}/mean"] for gold in self.config.gold}
+        self._seen["sqrt(KL)"] = row["train/sqrt_kl"]
+        if self._bar is None:
+            print(self._text(), flush=True)
+        else:
+            self._bar.update(self._task, completed=self.budget.spent, text=self._text())
+
+    def _text(self) -> str:
+        done = self.budget.spent - self._first
+        seconds = time.monotonic() - self._start
+        left = clock(seconds / done * (self.config.budget - self.budget.spent)) + " left" if done > 0 else ""
+        rate = f"{seconds / done:.3f} s a {self.config.budget_unit.removesuffix('s').replace('querie', 'query')}" if done > 0 else ""
+        scores = "  ".join(f"{k} {v:.3f}" for k, v in self._seen.items())
+        return f"{self.budget.spent:.0f}/{self.config.budget} {self.config.budget_unit}  {scores}  {rate}  {left}".rstrip()

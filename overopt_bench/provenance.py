@@ -1,0 +1,75 @@
+"""Where a run's numbers come from: versions, hardware, code revision, weights; and how to go on with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import features
+
+from overopt_bench.config import RunConfig
+from overopt_bench.plugins import Plugin
+from overopt_bench.types import Reward, Suite
+
+PACKAGES = ("overopt-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that determine numbers."""
+    found = {"python": platform.python_version(), "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """The machine, as far as it matters for speed and rounding."""
+    facts: dict[str, Any] = {"device": device, "machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with "+changes" where it is not clean; None away from a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def provenance(
+    config: RunConfig, suite: Suite, rewards: Mapping[str, Reward], own_encoder: bool, plugins: Sequence[Plugin], device: str
+) -> dict[str, Any]:
+    """What ``config.json`` keeps beside the configuration; ``critic_encoder`` says whose features critics see."""
+    return {
+        "versions": versions(), "hardware": hardware(device), "git": git_revision(),
+        "weights": suite.weights_hashes(), "rewards": {name: reward.weights_hash() for name, reward in rewards.items()},
+        "critic_encoder": "proxy" if own_encoder else "suite clip",
+        "plugins": {str(p.path): p.sha256 for p in plugins}, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def resume_command(config: RunConfig, out: Path, device: str, plugins: Sequence[Plugin]) -> str:
+    """The command that goes on with a run: its own recorded configuration, whatever was typed at first."""
+    from overopt_bench.recorder import run_folder
+
+    words = ["overopt-bench", "run", "--config", str(run_folder(out, config) / "config.json"), "--out", str(out), "--device", device]
+    for plugin in plugins:
+        words += ["--plugin", str(plugin.path)]
+    return shlex.join(words)

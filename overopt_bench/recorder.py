@@ -1,0 +1,182 @@
+"""The run folder and its only writer: atomic, resumable, locked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from PIL import Image
+from torch import Tensor
+
+from overopt_bench.config import RunConfig
+from overopt_bench.errors import RunError, UserError
+
+SCHEMA = 1
+KEEP = 2  # checkpoints: the newest, and one to fall back on
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path``, durably, when the block ends well; else nothing is left."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_folder(out: Path, config: RunConfig) -> Path:
+    """out/suite/proxy/algorithm/seedN[-tag]."""
+    leaf = f"seed{config.seed}" + (f"-{config.tag}" if config.tag else "")
+    return out / config.suite / config.proxy / config.algo / leaf
+
+
+class Recorder:
+    """Writes one run. Opening it creates or checks the folder and holds its lock until ``close``.
+
+    Args:
+        folder: see ``run_folder``. config: of this run. provenance: for ``config.json``, where it is new.
+
+    Raises:
+        UserError: where another process holds the folder, another configuration made it, or it is no run folder.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        self.folder = folder
+        if folder.exists() and not folder.is_dir() or (folder.is_dir() and any(folder.iterdir()) and not self._ours(folder)):
+            raise UserError(f"{folder} exists and is not a run folder; use another --out or --tag")
+        created = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(f"another process is working on {folder}; wait for it, or use another --seed, --tag or --out") from None
+        try:
+            self._open(config, provenance)
+        except BaseException:
+            self.close()
+            if created:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    @staticmethod
+    def _ours(folder: Path) -> bool:
+        return {p.name for p in folder.iterdir()} <= {".lock"} or (folder / "config.json").exists()
+
+    def _open(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        path = self.folder / "config.json"
+        if path.exists():
+            self._compare(path, config)
+        else:
+            content = {"schema": SCHEMA, "config": config.model_dump(mode="json"), "config_hash": config.config_hash()}
+            self._write_json(path, {**content, "provenance": dict(provenance)})
+        for name in ("images", "checkpoint", "adapter"):
+            (self.folder / name).mkdir(exist_ok=True)
+        self._metrics = open(self.folder / "metrics.jsonl", "ab")  # noqa: SIM115 - open as long as the run
+
+    def _compare(self, path: Path, config: RunConfig) -> None:
+        try:
+            found = json.loads(path.read_text())
+            old = dict(found["config"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
+        if found.get("config_hash") == config.config_hash():
+            return
+        new = config.model_dump(mode="json")
+        flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))
+        changed = [
+            f"{k}: {flat_old.get(k)!r} there, {flat_new.get(k)!r} asked"
+            for k in sorted({*flat_old, *flat_new} - {"params"}) if flat_old.get(k) != flat_new.get(k)
+        ]  # fmt: skip
+        raise UserError(
+            f"{self.folder} was made by another configuration ({'; '.join(changed)}); use another --tag or --out"
+        )
+
+    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        with self._disk(), atomic(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"cannot write {self.folder}: {error.strerror}; the last checkpoint is kept, run the same command again to go on") from error
+
+    def write(self, event: str, row: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl`` and flush it."""
+        with self._disk():
+            self._metrics.write((json.dumps({"event": event, **row}) + "\n").encode())
+            self._metrics.flush()
+
+    def image(self, queries: int, images: Tensor, columns: int) -> str:
+        """Images ``[N, 3, H, W]`` in [0, 1] as one lossless grid, row by row; its path inside the folder."""
+        n, _, h, w = images.shape
+        rows = -(-n // columns)
+        cells = torch.zeros((rows * columns, 3, h, w))
+        cells[:n] = images.cpu()
+        grid = cells.reshape(rows, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, 3)
+        name = f"images/{queries:07d}.png"
+        with self._disk(), atomic(self.folder / name) as temporary:
+            Image.fromarray((grid * 255).round().to(torch.uint8).numpy()).save(temporary, format="PNG")
+        return name
+
+    def status(self, state: str, queries: int, reason: str | None = None) -> None:
+        """running | interrupted | complete | failed, with the reason."""
+        self._write_json(self.folder / "status.json", {"state": state, "queries": queries, "reason": reason})
+
+    def complete(self) -> bool:
+        """Whether the run ended already."""
+        try:
+            return bool(json.loads((self.folder / "status.json").read_text())["state"] == "complete")
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def checkpoint(self, queries: int, state: Mapping[str, Any]) -> None:
+        """Save everything that the run needs to go on, and where ``metrics.jsonl`` ends; keep the newest two."""
+        with self._disk():
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            folder = self.folder / "checkpoint"
+            with atomic(folder / f"{queries:09d}.pt") as temporary:
+                torch.save({"metrics_bytes": self._metrics.tell(), **state}, temporary)
+            for old in sorted(folder.glob("*.pt"))[:-KEEP]:
+                old.unlink()
+
+    def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest checkpoint that loads, and what was wrong with newer ones. Drops metric lines past it."""
+        complaints = []
+        for path in sorted((self.folder / "checkpoint").glob("*.pt"), reverse=True):
+            try:
+                state = dict(torch.load(path, weights_only=True, map_location="cpu"))
+                end = int(state.pop("metrics_bytes"))
+                if end > (self.folder / "metrics.jsonl").stat().st_size:
+                    raise ValueError("metrics.jsonl is shorter than the checkpoint says")
+            except Exception as error:  # a damaged pickle can raise almost anything
+                complaints.append(f"checkpoint {path.name} is damaged ({type(error).__name__}); trying the one before")
+                path.unlink()
+                continue
+            self._metrics.truncate(end)
+            self._metrics.seek(end)
+            return state, complaints
+        if complaints:
+            complaints[-1] = complaints[-1].replace("trying the one before", "starting from the beginning")
+        self._metrics.truncate(0)
+        return None, complaints
+
+    def close(self) -> None:
+        """Release the folder."""
+        if hasattr(self, "_metrics"):
+            self._metrics.close()
+        self._lock.release()

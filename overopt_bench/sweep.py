@@ -1,0 +1,93 @@
+"""A grid of runs, one after the other; what is complete is skipped, what is not is resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from overopt_bench.config import RunConfig
+from overopt_bench.errors import RunError, UserError
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0-4"``, ``"0,2,7"`` or a mixture, to distinct seeds in the order given.
+
+    Raises:
+        UserError: where it is neither.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"--seeds {text!r}: write 0-4 or 0,2,7")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def parse_names(option: str, text: str) -> list[str]:
+    """``"a,b"`` to distinct names.
+
+    Raises:
+        UserError: where there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"{option} needs at least one name")
+    return names
+
+
+def pairs_for(algo: str, algos: Sequence[str], pairs: Iterable[str]) -> list[str]:
+    """The ``--set`` pairs of one algorithm: ``lr=...`` is for all, ``ddpo.lr=...`` for ddpo."""
+    own = []
+    for pair in pairs:
+        owner, dot, _ = pair.partition("=")[0].partition(".")
+        if not dot:
+            own.append(pair)
+        elif owner not in algos:
+            raise UserError(f"--set {pair}: {owner!r} is not in --algo {','.join(algos)}")
+        elif owner == algo:
+            own.append(pair[len(owner) + 1 :])
+    return own
+
+
+def is_complete(config: RunConfig, out: Path) -> bool:
+    """Whether this very run is complete.
+
+    Raises:
+        UserError: where its folder holds a run of another configuration.
+    """
+    folder = config.folder(out)
+    try:
+        recorded = json.loads((folder / "config.json").read_text())["config_hash"]
+        state = json.loads((folder / "status.json").read_text())["state"]
+    except (OSError, ValueError, KeyError):
+        return False
+    if recorded != config.config_hash():
+        raise UserError(f"{folder} holds a run of another configuration; give --tag or another --out")
+    return bool(state == "complete")
+
+
+def run_all(configs: Sequence[RunConfig], out: Path, start: Callable[[RunConfig], object]) -> list[Path]:
+    """Run what is not complete; one failure does not stop the others.
+
+    Raises:
+        UserError: before the first run, where a folder belongs to another configuration.
+        RunError: at the end, where any failed; names each.
+    """
+    todo = [config for config in configs if not is_complete(config, out)]
+    print(f"sweep: {len(configs)} runs, {len(configs) - len(todo)} complete already", flush=True)
+    failed = []
+    for number, config in enumerate(todo, 1):
+        print(f"[{number}/{len(todo)}] {config.folder(out)}", flush=True)
+        try:
+            start(config)
+        except Exception as error:  # the others are independent of it
+            failed.append(f"{config.folder(out)} ({type(error).__name__}: {error})")
+            print(f"failed: {failed[-1]}", flush=True)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}; the same command tries them again"
+        )
+    return [config.folder(out) for config in configs]

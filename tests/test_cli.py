@@ -1,0 +1,234 @@
+"""The command line: exit statuses, one line for what is wrong, nothing written before all is checked."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import overopt_bench
+from overopt_bench import api, cli, prepare
+from overopt_bench.config import RunConfig
+from overopt_bench.errors import RunError, UserError
+
+RUN = ["run", "--algo", "climb", "--proxy", "darkness", "--suite", "tiny", "--device", "cpu"]
+SWEEP = [
+    "sweep",
+    "--algo",
+    "climb,slide",
+    "--proxy",
+    "darkness",
+    "--seeds",
+    "0-1",
+    "--suite",
+    "tiny",
+    "--device",
+    "cpu",
+]
+
+
+class FakeTrain:
+    """Stands for ``overopt_bench.train``: notes what it was given and writes a complete run."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[RunConfig, dict[str, Any]]] = []
+        self.error: BaseException | None = None
+
+    def run(self, config: RunConfig, **rest: Any) -> Path:
+        self.calls.append((config, rest))
+        if self.error is not None:
+            raise self.error
+        folder = config.folder(rest["out"])
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"config_hash": config.config_hash()}))
+        (folder / "status.json").write_text(json.dumps({"state": "complete"}))
+        return folder
+
+
+@pytest.fixture
+def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
+    fake = FakeTrain()
+    monkeypatch.setitem(sys.modules, "overopt_bench.train", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(overopt_bench, "train", fake, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVEROPT_BENCH_DEBUG", raising=False)
+    return fake
+
+
+def test_run_passes_on_what_was_asked(train: FakeTrain, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--seed", "3", "--gold", "darkness", "--set", "lr=0.5", "--set", "clip=none", "--plugin", str(tiny)]
+    assert cli.main([*RUN, *options, "--budget", "9", "--out", "here"]) == 0
+    ((config, rest),) = train.calls
+    assert (config.algo, config.proxy, config.seed, config.budget) == ("climb", "darkness", 3, 9)
+    assert config.gold == ("darkness", "truth") and config.params["lr"] == 0.5 and config.params["clip"] is None
+    assert rest["out"] == Path("here") and rest["device"] == "cpu"
+    assert [plugin.path for plugin in rest["plugins"]] == [tiny]
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "suite tiny: as asked"
+    assert err == "warning: the proxy 'darkness' is also a gold reward: this run cannot show its overoptimization\n"
+
+
+def test_the_command_line_wins_over_the_file(train: FakeTrain, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("algo: climb\nproxy: truth\nsuite: tiny\nbudget: 7\nseed: 5\nparams: {lr: 0.5, epochs: 2}\n")
+    assert cli.main(["run", "--config", str(file), "--proxy", "darkness", "--seed", "6", "--set", "lr=0.25"]) == 0
+    config = train.calls[0][0]
+    assert (config.proxy, config.seed, config.budget) == ("darkness", 6, 7)
+    assert (config.params["lr"], config.params["epochs"]) == (0.25, 2)
+
+
+BAD = {
+    "no algorithm": (["run", "--proxy", "darkness", "--suite", "tiny"], "--algo is required"),
+    "unknown algorithm": ([*RUN, "--algo", "clim"], "did you mean 'climb'?"),
+    "unknown reward": ([*RUN, "--proxy", "darknes"], "did you mean 'darkness'?"),
+    "unknown gold": ([*RUN, "--gold", "truht"], "did you mean 'truth'?"),
+    "unknown suite": ([*RUN, "--suite", "tinny"], "did you mean 'tiny'?"),
+    "unknown option": ([*RUN, "--budgt", "3"], "--budget"),
+    "unknown command": (["rum"], "rum"),
+    "wrong type": ([*RUN, "--seed", "x"], "--seed"),
+    "wrong parameter": ([*RUN, "--set", "lr=banana"], "lr='banana': should be a valid number"),
+    "unknown parameter": ([*RUN, "--set", "lrr=1"], "did you mean 'lr'?"),
+    "malformed set": ([*RUN, "--set", "lr"], "write name=value"),
+    "out of range": ([*RUN, "--budget", "-1"], "budget=-1: should be greater than 0"),
+    "budget unit": ([*RUN, "--budget", "1", "--budget-unit", "days"], "'queries', 'nfe' or 'seconds'"),
+    "no gradient": (
+        [*RUN, "--algo", "slide", "--proxy", "jpeg_compressibility"],
+        "differentiable in tiny: darkness, truth",
+    ),
+    "absent plugin": ([*RUN, "--plugin", "absent.py"], "no such Python file"),
+    "absent file": ([*RUN, "--config", "absent.yaml"], "No such file"),
+    "device": ([*RUN, "--device", "tpu"], "allowed are cpu, cuda and cuda:N"),
+    "absent device": ([*RUN, "--device", "cuda:99"], "CUDA devices here"),
+    "seeds": ([*SWEEP, "--seeds", "4-0"], "write 0-4 or 0,2,7"),
+    "empty sweep": ([*SWEEP, "--proxy", ","], "--proxy needs at least one name"),
+    "sweep owner": ([*SWEEP, "--set", "ddpo.lr=1"], "'ddpo' is not in --algo climb,slide"),
+    "sweep without proxy": (["sweep", "--algo", "climb"], "--proxy"),
+    "list": (["list", "algorithm"], "did you mean 'algorithms'?"),
+    "sample": (["sample", "nowhere", "--prompt", "cat"], "nowhere is not a run folder"),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_status_2_with_one_line_and_nothing_written(
+    train: FakeTrain, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
+    assert out == "" and train.calls == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_plugin_reward_is_tried_before_anything_is_written(
+    train: FakeTrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from overopt_bench.registry import register_reward\nfrom overopt_bench.types import Reward\n"
+        "@register_reward\nclass Mine(Reward):\n    name = 'mine'\n"
+        "    def __call__(self, images, prompts):\n        return images.mean() * float('nan')\n"
+    )
+    assert cli.main([*RUN, "--plugin", "mine.py", "--gold", "mine"]) == 2
+    assert "reward 'mine' must give a tensor of shape (2,)" in capsys.readouterr().err
+    assert train.calls == [] and [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (RunError("the loss is not finite"), 1, "error: the loss is not finite\n"),
+        (ValueError("odd"), 1, "error: ValueError: odd (OVEROPT_BENCH_DEBUG=1 shows where)\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_statuses(
+    train: FakeTrain, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
+) -> None:
+    train.error = error
+    assert cli.main(RUN) == status
+    assert capsys.readouterr().err == message
+
+
+def test_debug_shows_the_traceback(train: FakeTrain, monkeypatch: pytest.MonkeyPatch) -> None:
+    train.error = ValueError("odd")
+    monkeypatch.setenv("OVEROPT_BENCH_DEBUG", "1")
+    with pytest.raises(ValueError, match="odd"):
+        cli.main(RUN)
+
+
+def test_sweep_runs_the_grid_and_skips_what_is_complete(train: FakeTrain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*SWEEP, "--seeds", "1", "--set", "slide.lr=0.5"]) == 0
+    assert [(c.algo, c.seed, c.params["lr"]) for c, _ in train.calls] == [("climb", 1, 1e-3), ("slide", 1, 0.5)]
+    train.calls.clear()
+    assert cli.main([*SWEEP, "--set", "slide.lr=0.5"]) == 0
+    assert [(c.algo, c.seed) for c, _ in train.calls] == [("climb", 0), ("slide", 0)]
+    assert "4 runs, 2 complete already" in capsys.readouterr().out
+
+
+def test_sweep_refuses_folders_of_another_configuration_before_it_starts(
+    train: FakeTrain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*SWEEP, "--seeds", "1"]) == 0
+    train.calls.clear()
+    assert cli.main([*SWEEP, "--budget", "5"]) == 2
+    assert train.calls == [] and "holds a run of another configuration" in capsys.readouterr().err
+
+
+def test_sweep_goes_on_after_a_failure_and_says_so_at_the_end(
+    train: FakeTrain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.error = RunError("the loss is not finite")
+    assert cli.main(SWEEP) == 1
+    assert len(train.calls) == 4
+    assert "4 of 4 runs failed" in capsys.readouterr().err
+
+
+def test_the_default_suite_is_explained(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing, expected in (
+        (None, ("sd14", "it can run here")),
+        ("no device; use --suite mini", ("mini", "no device")),
+    ):
+        monkeypatch.setattr(prepare, "get_suite", lambda name, m=missing: SimpleNamespace(missing=lambda: m))
+        assert prepare.choose_suite(None) == expected
+
+
+def test_sd14_says_what_is_missing(train: FakeTrain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*RUN, "--suite", "sd14"]) == 2
+    assert "sd14" in capsys.readouterr().err
+
+
+def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "algorithms"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    slide = next(i for i, line in enumerate(lines) if line.startswith("  slide"))
+    assert lines[slide].endswith("does nothing along a gradient; needs a differentiable proxy")
+    assert lines[slide + 1].split() == ["lr=0.001", "learning", "rate", "[made", "up", "for", "the", "tests]"]
+    assert "mini 7" in lines[slide + 2] and "changes no result" in lines[slide + 5]
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert "[tiny; differentiable; reads the prompt; no encoder" in text and "gold=truth  num_steps=4" in text
+
+
+def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
+    names = [command.__name__ for command in cli.COMMANDS]
+    assert names == ["run", "report", "list", "sweep", "sample", "bench"]
+    folder = api.run(algo="climb", proxy="darkness", suite="tiny", seed=2, out=Path("o"))
+    assert folder == Path("o/tiny/darkness/climb/seed2")
+    assert all("device" in inspect.signature(f).parameters for f in (api.run, api.sweep, api.sample, api.bench))
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, overopt_bench.cli as c; c.main(['run', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0 and "--budget-unit" in done.stdout, done.stderr
+
+
+def test_the_module_can_be_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "overopt_bench", "rum"], check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1

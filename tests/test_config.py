@@ -1,0 +1,156 @@
+"""Configurations: where defaults come from, what is refused and how, what the hash covers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overopt_bench.config import (
+    RunConfig,
+    parse_set,
+    read_config_file,
+    resolve,
+    resolve_params,
+    resume_command,
+    warnings,
+)
+from overopt_bench.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("tiny")
+GIVEN: dict[str, Any] = {"algo": "climb", "proxy": "darkness", "suite": "tiny"}
+
+
+def test_defaults_come_from_suite_and_algorithm() -> None:
+    config = resolve(GIVEN)
+    assert (config.budget, config.num_steps, config.eval_points, config.seed) == (64, 4, 3, 0)
+    assert config.gold == ("truth",)
+    assert config.params == {"lr": 1e-3, "epochs": 1, "clip": 1.0, "kind": "a", "micro_batch": 8}
+
+
+def test_mini_values_hold_in_the_mini_suite_only_and_the_user_wins() -> None:
+    assert resolve_params("climb", "mini", {})["epochs"] == 7
+    assert resolve_params("climb", "tiny", {})["epochs"] == 1
+    assert resolve_params("climb", "mini", {"epochs": 3})["epochs"] == 3
+
+
+def test_the_suites_gold_is_always_recorded_once() -> None:
+    assert resolve({**GIVEN, "gold": ["darkness", "truth"]}).gold == ("darkness", "truth")
+    assert resolve({**GIVEN, "gold": "darkness"}).gold == ("darkness", "truth")
+
+
+def test_a_proxy_that_is_also_gold_is_allowed_with_a_warning() -> None:
+    assert warnings(resolve(GIVEN)) == []
+    (line,) = warnings(resolve({**GIVEN, "proxy": "truth"}))
+    assert "'truth' is also a gold reward" in line
+
+
+def test_hash_covers_all_but_memory() -> None:
+    base = resolve(GIVEN)
+    assert base.config_hash() == resolve({**GIVEN, "params": {"micro_batch": 2}}).config_hash()
+    assert base.config_hash() == resolve(json.loads(base.model_dump_json())).config_hash()
+    others = [
+        {"params": {"lr": 0.5}},
+        {"seed": 1},
+        {"budget": 65},
+        {"eval_seed": 1},
+        {"gold": ["darkness"]},
+        {"tag": "b"},
+    ]
+    hashes = {resolve({**GIVEN, **other}).config_hash() for other in others}
+    assert len(hashes | {base.config_hash()}) == len(others) + 1
+
+
+def test_folder() -> None:
+    assert resolve({**GIVEN, "seed": 3, "tag": "x"}).folder(Path("r")) == Path("r/tiny/darkness/climb/seed3-x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algo": "clim"}, r"no algorithm 'clim'; did you mean 'climb'\?"),
+        ({"proxy": "darknes"}, r"no reward 'darknes'; did you mean 'darkness'\?"),
+        ({"suite": "tony"}, r"no suite 'tony'; did you mean 'tiny'\?"),
+        ({"gold": ["trut"]}, r"no reward 'trut'; did you mean 'truth'\?"),
+        ({"algo": None}, "--algo is required"),
+        ({"algo": 5}, "--algo must be a name, not 5"),
+        ({"gold": 5}, "--gold must be names of rewards, not 5"),
+        ({"params": [1]}, "params must be a mapping"),
+        ({"budgett": 5}, r"no option 'budgett'; did you mean 'budget'\?"),
+        ({"budget": -1}, "budget=-1: should be greater than 0"),
+        ({"seed": -1}, "seed=-1: should be greater than or equal to 0"),
+        ({"seed": "x"}, "seed='x': should be a valid integer"),
+        ({"eta": 0}, "eta=0: should be greater than 0"),
+        ({"eval_points": 1}, "eval_points=1: should be greater than or equal to 2"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+        ({"budget_unit": "hours", "budget": 5}, "budget_unit='hours': should be 'queries', 'nfe' or 'seconds'"),
+        ({"budget_unit": "seconds"}, "--budget-unit seconds needs --budget"),
+        ({"tag": "../up"}, "tag='../up'"),
+        ({"params": {"lr": "banana"}}, "climb lr='banana': should be a valid number"),
+        ({"params": {"lr": 0}}, "climb lr=0: should be greater than 0"),
+        ({"params": {"lrr": 1}}, r"no climb parameter 'lrr'; did you mean 'lr'\? allowed: .*epochs"),
+        ({"params": {"kind": "c"}}, "climb kind='c': should be 'a' or 'b'"),
+        ({"algo": "slide", "proxy": "jpeg_compressibility"}, "needs a differentiable proxy.*in tiny: darkness, truth"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        resolve({**GIVEN, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_set_pairs_become_values() -> None:
+    values = parse_set(["lr=1e-4", "flag=true", "kind=b", "clip=none", "empty="])
+    assert values == {"lr": 1e-4, "flag": True, "kind": "b", "clip": "none", "empty": ""}
+    assert resolve_params("climb", "tiny", {"clip": "none"})["clip"] is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"), [(["lr"], "write name=value"), (["=1"], "write"), (["a=1", "a=2"], "twice")]
+)
+def test_malformed_set_pairs(pairs: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_set(pairs)
+
+
+def test_config_files_in_yaml_toml_and_of_a_run_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("algo: climb\nproxy: darkness\nsuite: tiny\nparams: {lr: 0.5}\n")
+    (tmp_path / "a.toml").write_text('algo = "climb"\nproxy = "darkness"\nsuite = "tiny"\n[params]\nlr = 0.5\n')
+    config = resolve(read_config_file(tmp_path / "a.yaml"))
+    assert config == resolve(read_config_file(tmp_path / "a.toml")) and config.params["lr"] == 0.5
+    (tmp_path / "config.json").write_text(json.dumps({"schema": 1, "config": config.model_dump(mode="json")}))
+    assert resolve(read_config_file(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "algoo: climb", r"'algoo'; did you mean 'algo'\?"),
+        ("a.yaml", "- a", "must be a mapping"),
+        ("a.yaml", "a: [", "a.yaml"),
+        ("a.toml", "a = ", "a.toml"),
+        ("a.yaml", None, "No such file"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_config_file(tmp_path / name)
+
+
+def test_the_resume_command_holds_what_the_record_does_not() -> None:
+    line = resume_command(resolve(GIVEN), Path("my results"), [Path("/p/tiny.py")], "cpu")
+    assert line == (
+        "overopt-bench run --config 'my results/tiny/darkness/climb/seed0/config.json' --plugin /p/tiny.py"
+        " --out 'my results' --device cpu"
+    )
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        resolve(GIVEN).seed = 5  # type: ignore[misc]
+    with pytest.raises(ValueError, match="Extra inputs"):
+        RunConfig(**{**resolve(GIVEN).model_dump(), "other": 1})
