@@ -1,8 +1,8 @@
 """``human``: the truth of the mini suite, a judge that stands for people.
 
-Three convolutional networks that share nothing with the suite's CLIP: other architecture, other
-initialisations, other splits of the drawings. Each names what it sees (or "nothing") and rates how well
-drawn it is; the score is half the clipped log-probability of the prompted name and half the quality.
+Three members that share nothing with the suite's CLIP: convolutional networks, other initialisations, other
+splits of the drawings. In each, one network names what it sees (or "nothing") and another rates how well drawn
+it is; the score is half the clipped log-probability of the prompted name and half the quality.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Residual(nn.Module):
 
 
 class NamingNet(nn.Module):
-    """A small residual network for 32 x 32 images: name logits ``[B, names]`` and a quality logit ``[B]``."""
+    """A small residual network for 32 x 32 images ``[B, 3, 32, 32]`` in [0, 1]: name logits ``[B, names]``."""
 
     def __init__(self, names: int, width: int = 32) -> None:
         super().__init__()
@@ -47,12 +47,35 @@ class NamingNet(nn.Module):
             _Residual(2 * width, 4 * width), nn.AvgPool2d(2), _Residual(4 * width, 4 * width),
         )  # fmt: skip
         self.naming = nn.Linear(4 * width * 16, names)
-        self.quality = nn.Sequential(nn.Linear(8 * width, 64), nn.ReLU(), nn.Linear(64, 1))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor:
         h = F.relu(self.stages(self.stem(images * 2 - 1)))  # [B, 4 width, 4, 4]
-        pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)
-        return self.naming(F.dropout(h.flatten(1), 0.3, self.training)), self.quality(pooled).squeeze(1)
+        return torch.as_tensor(self.naming(F.dropout(h.flatten(1), 0.3, self.training)))
+
+
+class QualityNet(nn.Module):
+    """How well drawn images ``[B, 3, 32, 32]`` in [0, 1] are: a logit ``[B]``, from fine and coarse statistics."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.fine = _Residual(width, width)
+        self.coarse = nn.Sequential(nn.AvgPool2d(2), _Residual(width, 2 * width), _Residual(2 * width, 2 * width))
+        self.head = nn.Sequential(nn.Linear(9 * width, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.fine(self.stem(images * 2 - 1))
+        coarse = self.coarse(fine)
+        h = torch.cat([stat for x in (F.relu(fine), F.relu(coarse)) for stat in (x.mean((2, 3)), x.std((2, 3)), x.amax((2, 3)))], 1)
+        return torch.as_tensor(self.head(h).squeeze(1))
+
+
+class Member(nn.Module):
+    """One of the judge's members."""
+
+    def __init__(self, names: int, width: int) -> None:
+        super().__init__()
+        self.name, self.quality = NamingNet(names, width), QualityNet(width)
 
 
 class Judge(nn.Module):
@@ -63,7 +86,7 @@ class Judge(nn.Module):
     def __init__(self, names: Sequence[str], width: int = 32) -> None:
         super().__init__()
         self.index = {name: k for k, name in enumerate(names)}
-        self.members = nn.ModuleList(NamingNet(len(names) + 1, width) for _ in range(self.MEMBERS))
+        self.members = nn.ModuleList(Member(len(names) + 1, width) for _ in range(self.MEMBERS))
         self._longest = sorted(self.index, key=len, reverse=True)
 
     def name_of(self, prompt: str) -> int:
@@ -82,10 +105,10 @@ class Judge(nn.Module):
         target = torch.tensor([self.name_of(p) for p in prompts], device=images.device)
         alignment, quality = [], []
         for member in self.members:
-            logits, q = member(images)
+            logits = member.name(images)
             log_p = logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)
             alignment.append((1 + log_p / math.log(logits.shape[1])).clamp(0, 1))  # 0 at a uniform guess
-            quality.append(q.sigmoid())
+            quality.append(member.quality(images).sigmoid())
         return torch.stack(alignment).mean(0), torch.stack(quality).mean(0)
 
 
@@ -106,7 +129,7 @@ class Human(Reward):
         mini: MiniSuite = suite  # type: ignore[assignment]
         path = mini.asset("rewards/human.safetensors")
         state = {k: v.float() for k, v in load_file(path).items()}
-        judge = Judge(mini.names, width=len(state["members.0.stem.weight"]))
+        judge = Judge(mini.names, width=len(state["members.0.name.stem.weight"]))
         judge.load_state_dict(state)
         return cls(judge.eval().requires_grad_(False), mini.digest(path))
 

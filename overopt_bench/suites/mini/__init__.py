@@ -28,7 +28,7 @@ class MiniSuite(Suite):
     summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
     gold = "human"
     defaults = SuiteDefaults(
-        num_steps=10, guidance_scale=2.0, eta=1.0, lora_rank=8, lora_alpha=8, budget=4096, eval_points=11, eval_images=64
+        num_steps=10, guidance_scale=1.5, eta=1.0, lora_rank=8, lora_alpha=8, budget=4096, eval_points=11, eval_images=64
     )
 
     def __init__(self, weights: Path = WEIGHTS) -> None:

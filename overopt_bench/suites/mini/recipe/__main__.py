@@ -78,7 +78,7 @@ def build(s: Settings, cache: Path, work: Path, out: Path) -> None:
     net = judge.train_classifier(s, data, work)
     facts["recognisability"] = quality.recognisability(s, data, net, sampler)
     print(json.dumps(facts["recognisability"], indent=1), flush=True)
-    pool = judge.make_pool(s, data, sampler, s.guidance_scale, "judge pool")
+    pool = judge.make_pool(s, data, sampler, work)
     save_file(half(judge.train_judge(s, data, pool, sampler.pipe.vae, work)), out / "rewards/human.safetensors")
     human = Human.load(suite)
     facts["judge"] = quality.judge_ordering(s, data, sampler, human, min(256, 8 * s.pool_size))

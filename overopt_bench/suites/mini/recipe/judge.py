@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from overopt_bench.rewards.human import Judge, NamingNet
+from overopt_bench.rewards.human import Judge, Member, NamingNet
 from overopt_bench.suites.mini.recipe.data import EmojiSet, augment
 from overopt_bench.suites.mini.recipe.generator import encode_latents
 from overopt_bench.suites.mini.recipe.samples import CORRUPTIONS, Sampler, corrupt
@@ -30,9 +30,12 @@ class Pool:
     quality: Tensor
 
 
-def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, guidance: float, seed_name: str) -> Pool:
+def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, work: Path) -> Pool:
     """Generated images of known kinds: guidance scales, SDEdit by how much is kept, perturbed U-Nets."""
-    g = generator_for(s.seed, seed_name)
+    path, guidance = work / "pool.pt", s.guidance_scale
+    if path.exists():
+        return Pool(**torch.load(path, weights_only=True))
+    g = generator_for(s.seed, "judge pool")
     images, names, quality = [], [], []
 
     def add(batch: Tensor, name: Tensor, q: float, teach_name: bool) -> None:
@@ -45,7 +48,7 @@ def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, guidance: float, se
         return ids, [data.names[k] for k in ids.tolist()]
 
     n = s.pool_size
-    for scale, q in ((guidance, QUALITY["base"]), (1.0, 0.45), (1.5, QUALITY["base"]), (3.0, 0.45), (6.0, QUALITY["oversaturated"])):
+    for scale, q in ((guidance, QUALITY["base"]), (1.0, 0.45), (2.0, QUALITY["base"]), (3.0, 0.45), (6.0, QUALITY["oversaturated"])):
         ids, prompts = draw(2 * n if scale == guidance else n)
         add(sampler(prompts, g, guidance=scale), ids, q, teach_name=False)
     for start in (3, 5, 6, 7, 8):  # of 10 steps: the later the start, the more of the real drawing is kept
@@ -57,7 +60,9 @@ def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, guidance: float, se
     for sigma, q in ((0.1, 0.4), (0.2, 0.3), (0.4, 0.15), (0.8, 0.0)):
         ids, prompts = draw(n)
         add(sampler.worse(sigma, g)(prompts, g, guidance=guidance), ids, q, teach_name=False)
-    return Pool(torch.cat(images), torch.cat(names), torch.cat(quality))
+    pool = Pool(torch.cat(images), torch.cat(names), torch.cat(quality))
+    torch.save(vars(pool), path)
+    return pool
 
 
 def _judge_batch(data: EmojiSet, drawings: Tensor, pool: Pool, vae: nn.Module, size: int, g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -103,20 +108,30 @@ def train_judge(s: Settings, data: EmojiSet, pool: Pool, vae: nn.Module, work: P
         drawings = torch.randperm(len(data.images), generator=g)[: int(0.85 * len(data.images))]
         part = torch.randperm(len(pool.images), generator=g)[: int(0.7 * len(pool.images))]
         own = Pool(pool.images[part], pool.name[part], pool.quality[part])
-        member = seeded(s.seed, f"judge {m}", lambda: NamingNet(len(data.names) + 1, s.judge_width))
+        member = seeded(s.seed, f"judge {m}", lambda: Member(len(data.names) + 1, s.judge_width))
+        assert isinstance(member, Member)
 
-        def loss(model: nn.Module, g: Generator, drawings: Tensor = drawings, own: Pool = own) -> Tensor:
-            images, name, weight, quality = _judge_batch(data, drawings, own, vae, s.judge_batch, g)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(torch.randint(2**31, (1,), generator=g)))  # dropout
-                logits, q = model(images.contiguous(memory_format=torch.channels_last))
-            naming = F.cross_entropy(logits, name, reduction="none", label_smoothing=0.05)
-            return (naming * weight).sum() / weight.sum() + 3 * F.binary_cross_entropy_with_logits(q, quality)
+        def naming(model: nn.Module, g: Generator, drawings: Tensor = drawings, own: Pool = own) -> Tensor:
+            images, name, weight, _ = _judge_batch(data, drawings, own, vae, s.judge_batch, g)
+            loss = F.cross_entropy(_with_dropout(model, images, g), name, reduction="none", label_smoothing=0.05)
+            return (loss * weight).sum() / weight.sum()
+
+        def quality(model: nn.Module, g: Generator, drawings: Tensor = drawings, own: Pool = own) -> Tensor:
+            images, _, _, target = _judge_batch(data, drawings, own, vae, s.judge_batch, g)
+            return F.binary_cross_entropy_with_logits(model(images.contiguous(memory_format=torch.channels_last)), target)
 
         member.to(memory_format=torch.channels_last)
-        fit(f"judge{m}", member, loss, work=work, seed=s.seed, steps=s.judge_steps, lr=3e-3)
+        fit(f"judge{m}-naming", member.name, naming, work=work, seed=s.seed, steps=s.judge_steps, lr=3e-3)
+        fit(f"judge{m}-quality", member.quality, quality, work=work, seed=s.seed, steps=s.judge_steps, lr=3e-3)
         judge.members[m] = member.to(memory_format=torch.contiguous_format)
     return judge.eval().requires_grad_(False)
+
+
+def _with_dropout(model: nn.Module, images: Tensor, g: Generator) -> Tensor:
+    """A training pass whose dropout is drawn from the given generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=g)))
+        return torch.as_tensor(model(images.contiguous(memory_format=torch.channels_last)))
 
 
 def train_classifier(s: Settings, data: EmojiSet, work: Path) -> NamingNet:
@@ -130,9 +145,7 @@ def train_classifier(s: Settings, data: EmojiSet, work: Path) -> NamingNet:
         x = augment(data.images[pick].float() / 255, g, 1.3)
         x = x + 0.08 * torch.rand(len(x), 1, 1, 1, generator=g) * torch.randn(x.shape, generator=g)
         soft = _soften(x, g)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=g)))  # dropout
-            logits, _ = model(soft.contiguous(memory_format=torch.channels_last))
+        logits = _with_dropout(model, soft, g)
         return F.cross_entropy(logits, data.name[pick], label_smoothing=0.05)
 
     fit("classifier", net, loss, work=work, seed=s.seed + 1, steps=s.classifier_steps, lr=3e-3)

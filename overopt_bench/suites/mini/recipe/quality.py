@@ -28,7 +28,7 @@ def reconstruct(vae: Any, images: Tensor) -> Tensor:
 @torch.no_grad()
 def top_k(net: NamingNet, images: Tensor, names: Tensor) -> dict[str, float]:
     """Top-1 and top-5 accuracy of the independent classifier; n images."""
-    ranks = torch.cat([net(x)[0] for x in images.split(256)]).topk(min(5, net.naming.out_features), 1).indices
+    ranks = torch.cat([net(x) for x in images.split(256)]).topk(min(5, net.naming.out_features), 1).indices
     hit = ranks == names[:, None]
     return {"top1": hit[:, 0].float().mean().item(), "top5": hit.any(1).float().mean().item(), "n": len(images)}
 

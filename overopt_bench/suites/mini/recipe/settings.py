@@ -23,10 +23,10 @@ class Settings:
     unet_batch: int = 64
     unet_blocks: tuple[int, int] = (64, 96)
     latent_copies: int = 12
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.5
     num_steps: int = 10
     pool_size: int = 256
-    judge_steps: int = 1200
+    judge_steps: int = 1500
     judge_batch: int = 64
     judge_width: int = 32
     classifier_steps: int = 1200

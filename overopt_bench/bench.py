@@ -1,0 +1,144 @@
+"""Speed as ratios: each algorithm beside the bare cost of the network passes that its mathematics needs."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overopt_bench.budget import Budget, Metered
+from overopt_bench.config import RunConfig, resolve
+from overopt_bench.evaluate import Evaluator
+from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.registry import algorithms, get_reward, get_suite, rewards
+from overopt_bench.seeding import Generators
+from overopt_bench.train import draw_prompts
+from overopt_bench.types import Algorithm, Reward, Suite, TrainContext
+
+ROUNDS = 3
+PROXY = "aesthetic"
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "ddpo": {}, "alignprop": {"truncation": "fixed", "grad_steps": 5}, "tdpo": {}, "tdpo_r": {},
+}  # fmt: skip
+
+
+def bench(suite: str = "mini", device: str = "cpu") -> dict[str, Any]:
+    """Time one training round of each algorithm and its bare passes in turn, then an evaluation; print the table.
+
+    Returns:
+        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds);
+        ``evaluation_share``: of a default run of DDPO; ``peak_mb``: resident memory of the process.
+    """
+    world = get_suite(suite)
+    proxy = get_reward(PROXY, world)
+    rows = {}
+    for name, params in ALGORITHMS.items():
+        config = resolve({"algo": name, "proxy": PROXY, "suite": suite, "params": params})
+        algorithm, policy = _build(config, world, proxy, device)
+        rows[name] = _compare(algorithm, _bare(algorithm, policy, world, proxy))
+    config = resolve({"algo": "ddpo", "proxy": PROXY, "suite": suite})
+    scorers = {name: get_reward(name, world) for name in rewards.names(suite)}
+    evaluator = Evaluator(world, _build(config, world, proxy, device)[1], scorers, config)
+    evaluation = _seconds(evaluator) * config.eval_points
+    training = rows["ddpo"]["seconds_per_query"] * config.budget
+    result = {
+        "rows": rows, "evaluation_share": evaluation / (evaluation + training), "default_run_seconds": evaluation + training,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    print(markdown(result))
+    return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    lines = ["| algorithm | s / query | bare passes, s / query | ratio |", "|---|---|---|---|"]
+    for name, row in result["rows"].items():
+        lines.append(f"| {name} | {row['seconds_per_query']:.4f} | {row['bare']:.4f} | {row['ratio']:.2f} |")
+    share, minutes = 100 * result["evaluation_share"], result["default_run_seconds"] / 60
+    lines += ["", f"Evaluation: {share:.1f} % of a default DDPO run of {minutes:.1f} minutes; peak memory {result['peak_mb']:.0f} MB; {result['threads']} threads."]
+    return "\n".join(lines)
+
+
+def _build(config: RunConfig, suite: Suite, proxy: Reward, device: str) -> tuple[Algorithm, DiffusionPolicy]:
+    policy = DiffusionPolicy(
+        suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
+        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, device=device, seed=0,
+    )  # fmt: skip
+    generators = Generators(0)
+    budget = Budget("queries", 10**9, lambda: policy.nfe)
+    prompts = suite.prompts["train"]
+    own = proxy.feature_dim is not None
+    context = TrainContext(
+        policy=policy, proxy=Metered(proxy, budget), encoder=proxy.features if own else suite.clip_features,
+        feature_dim=(proxy.feature_dim if own else None) or suite.clip_dim, prompts=prompts,
+        draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
+        budget_left=budget.queries_left,
+    )  # fmt: skip
+    cls = algorithms.get(config.algo)
+    return cls(context, cls.Params(**config.params)), policy
+
+
+def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Reward) -> Callable[[], None]:
+    """The passes alone, in the algorithm's shapes and batches, on fixed inputs."""
+    p, steps = algorithm.params, policy.num_steps
+    if algorithm.name == "alignprop":
+        return lambda: _bare_alignprop(policy, suite, proxy, p.batch_size, p.grad_steps)
+    size = p.transitions_per_update if algorithm.name == "ddpo" else p.batch_size
+    encode = proxy.features if algorithm.name != "ddpo" else None
+    n = p.samples_per_epoch
+
+    def passes() -> None:
+        x, words = torch.randn(n, *policy.latent_shape), (list(suite.prompts["train"]) * n)[:n]
+        with torch.no_grad():
+            for _ in range(steps):
+                _unet(policy, x, words)
+            proxy(policy.decode(x), words)
+            if encode is not None:
+                for _ in range(steps):
+                    encode(policy.decode(x))
+        for left in range(0, n * steps, size):
+            m = min(size, n * steps - left)
+            many, tags = x[torch.arange(m) % n], (words * (m // n + 1))[:m]
+            _unet(policy, many, tags).sum().backward()  # type: ignore[no-untyped-call]
+
+    return passes
+
+
+def _bare_alignprop(policy: DiffusionPolicy, suite: Suite, proxy: Reward, n: int, grad_steps: int) -> None:
+    x, words = torch.randn(n, *policy.latent_shape), (list(suite.prompts["train"]) * n)[:n]
+    with torch.no_grad():
+        for _ in range(policy.num_steps - grad_steps):
+            _unet(policy, x, words)
+    for _ in range(grad_steps):
+        x = _unet(policy, x, words)
+    proxy(policy.decode(x), words).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
+    """One guided batch through the U-Net itself: 2 N latents, nothing else."""
+    context = torch.cat([policy.encode([""]).expand(len(words), -1, -1), policy.encode(words)])
+    t = policy.timesteps[torch.zeros(2 * len(x), dtype=torch.long)]
+    both = torch.cat([x, x]).to(memory_format=torch.channels_last)
+    return torch.as_tensor(policy.unet(both, t, context, return_dict=False)[0][: len(x)])
+
+
+def _compare(algorithm: Algorithm, bare: Callable[[], None]) -> dict[str, float]:
+    queries = algorithm.params.batch_size if algorithm.name == "alignprop" else algorithm.params.samples_per_epoch
+    algorithm.step(), bare()  # warm up
+    own, alone = [], []
+    for _ in range(ROUNDS):
+        own.append(_seconds(algorithm.step) / queries)
+        alone.append(_seconds(bare) / queries)
+    mine, floor = statistics.median(own), statistics.median(alone)
+    return {"seconds_per_query": mine, "bare": floor, "ratio": statistics.median(a / b for a, b in zip(own, alone, strict=True))}
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

@@ -1,0 +1,190 @@
+"""The figures. They draw what ``stats`` and ``tables`` computed and compute nothing themselves but means over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from overopt_bench.report.load import Group, Run
+from overopt_bench.stats import Array
+
+matplotlib.use("Agg")
+
+# Okabe and Ito's palette: distinct to colour-blind readers; markers keep the lines apart in grey.
+STYLE = {
+    "base": ("#000000", "x"), "best_of_n": ("#999999", "P"), "ddpo": ("#0072B2", "o"), "alignprop": ("#E69F00", "s"),
+    "tdpo": ("#009E73", "^"), "tdpo_r": ("#D55E00", "D"),
+}  # fmt: skip
+EXTRA = (("#CC79A7", "v"), ("#56B4E9", "<"), ("#B8A800", ">"), ("#7A4FBF", "h"))
+LAYER_LINES = ("-", "--", "-.", ":")
+
+
+def style(label: str) -> tuple[str, str]:
+    """Colour and marker of an algorithm, the same in every figure and page of every report."""
+    return STYLE.get(label) or EXTRA[sum(label.encode()) % len(EXTRA)]
+
+
+def seeds_word(runs: list[Run]) -> str:
+    """How many seeds, in words that admit a single one."""
+    return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+
+
+def mean_curve(runs: list[Run], x: str, y: str) -> tuple[Array, Array, Array, Array]:
+    """x and y of the mean over seeds at equal evaluation points, with y's least and greatest."""
+    curves = [_pair(run, x, y) for run in runs]
+    n = min(len(c[0]) for c in curves)
+    xs, ys = (np.stack([c[k][:n] for c in curves]) for k in (0, 1))
+    return xs.mean(0), ys.mean(0), ys.min(0), ys.max(0)
+
+
+def _pair(run: Run, x: str, y: str) -> tuple[Array, Array]:
+    queries, values = run.curve(y)
+    if x == "queries":
+        return queries, values
+    others = dict(zip(*run.curve(x), strict=True))
+    keep = [k for k, q in enumerate(queries) if q in others]
+    return np.array([others[queries[k]] for k in keep]), values[keep]
+
+
+def _line(ax: Axes, runs: list[Run], x: str, y: str, *, dashed: bool = False, label: str | None = None, band: bool = True) -> None:
+    colour, marker = style(runs[0].label)
+    xs, ys, low, high = mean_curve(runs, x, y)
+    every = max(1, len(xs) // 6)
+    ax.plot(xs, ys, "--" if dashed else "-", color=colour, marker=marker, markevery=every, markersize=4, linewidth=1.5, label=label)
+    if band and len(runs) > 1:
+        ax.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _panels(rows: int, columns: int, title: str, width: float = 3.3, height: float = 2.7) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(4.5, width * columns), height * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: np.ndarray, note: str) -> None:
+    found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.2)
+        ax.tick_params(labelsize=8)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(6, len(found) or 1), fontsize=8, frameon=False, title=note, title_fontsize=8)
+
+
+BANDS = "bands: least and greatest seed; without a band: a single seed"
+
+
+def proxy_and_gold(group: Group) -> Figure:
+    """Proxy (above, solid) and gold (below, dashed) against queries, a column per proxy."""
+    proxies = group.proxies()
+    figure, axes = _panels(2, len(proxies), f"Proxy and gold against queries — {group.title}, training prompts")
+    for column, proxy in enumerate(proxies):
+        for row, (reward, dashed) in enumerate(((proxy, False), (group.gold, True))):
+            ax = axes[row, column]
+            for label in group.labels(proxy):
+                runs = group.of(proxy, label)
+                _line(ax, runs, "queries", f"train/{reward}/mean", dashed=dashed, label=f"{label} ({seeds_word(runs)})" if len(proxies) == 1 else label)
+            ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
+            ax.set_ylabel(f"proxy: {proxy}" if row == 0 else f"gold: {group.gold}", fontsize=8)
+        axes[1, column].set_xlabel("reward queries", fontsize=8)
+    _legend(figure, axes, BANDS)
+    return figure
+
+
+def gold_against_proxy(group: Group) -> Figure:
+    """Each path from the base model: right is what is optimised, up is what is wanted."""
+    return _one_row(group, "Gold against proxy", lambda proxy: f"train/{proxy}/mean", lambda proxy: f"proxy: {proxy}", ["gold"])
+
+
+def against_kl(group: Group) -> Figure:
+    """The picture of Gao et al.: proxy and gold against the distance from the base model."""
+    return _one_row(group, "Proxy and gold against distance from the base model", lambda proxy: "train/sqrt_kl", lambda proxy: "sqrt(path KL), sqrt(nats)", ["proxy", "gold"])
+
+
+def _one_row(group: Group, title: str, x: Callable[[str], str], x_label: Callable[[str], str], what: list[str]) -> Figure:
+    proxies = group.proxies()
+    figure, axes = _panels(len(what), len(proxies), f"{title} — {group.title}, training prompts")
+    for column, proxy in enumerate(proxies):
+        for row, kind in enumerate(what):
+            reward, ax = (proxy if kind == "proxy" else group.gold), axes[row, column]
+            for label in group.labels(proxy):
+                if label != "base":
+                    _line(ax, group.of(proxy, label), x(proxy), f"train/{reward}/mean", dashed=kind == "gold", label=label, band=False)
+            ax.set_ylabel(f"{kind}: {reward}", fontsize=8)
+            ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
+        axes[-1, column].set_xlabel(x_label(proxy), fontsize=8)
+    _legend(figure, axes, "means over seeds at equal queries")
+    return figure
+
+
+def diversity(group: Group) -> Figure:
+    """How unlike the images of one prompt still are."""
+    proxies = group.proxies()
+    figure, axes = _panels(1, len(proxies), f"Diversity within a prompt — {group.title}, training prompts")
+    for column, proxy in enumerate(proxies):
+        for label in group.labels(proxy):
+            runs = [run for run in group.of(proxy, label) if len(run.curve("train/diversity")[0]) > 1]
+            if runs:
+                _line(axes[0, column], runs, "queries", "train/diversity", label=label)
+        axes[0, column].set_title(f"trained on {proxy}", fontsize=9)
+        axes[0, column].set_xlabel("reward queries", fontsize=8)
+    axes[0, 0].set_ylabel("mean pairwise CLIP cosine distance", fontsize=8)
+    _legend(figure, axes, BANDS)
+    return figure
+
+
+def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], Array]]) -> Figure:
+    """One heat map per algorithm: trained on (rows), scored by (columns), in base standard deviations."""
+    import seaborn as sns
+
+    limit = max([float(np.nanmax(np.abs(values))) for _, _, values in changes.values()] + [0.1])
+    rows, columns = (max(len(v[axis]) for v in changes.values()) for axis in (0, 1))
+    figure, axes = _panels(1, len(changes), f"Trained on (rows), scored by (columns): end minus base, in standard deviations of base images — {group.title}", 0.55 * columns + 1.2, 0.4 * rows + 1.2)
+    for k, (ax, (label, (trained, scored, values))) in enumerate(zip(axes.flat, changes.items(), strict=True)):
+        sns.heatmap(values, ax=ax, vmin=-limit, vmax=limit, cmap="PuOr", center=0, annot=True, fmt=".1f", annot_kws={"size": 7},
+                    xticklabels=scored, yticklabels=trained, cbar=k == len(changes) - 1)  # fmt: skip
+        ax.set_title(label, fontsize=9)
+        ax.tick_params(labelsize=7)
+    return figure
+
+
+def dormant(group: Group) -> Figure | None:
+    """Share of dormant critic neurons over training: a row per threshold, a column per critic algorithm and proxy."""
+    cells = [(proxy, label) for proxy in group.proxies() for label in group.labels(proxy) if any(r.of("critic") for r in group.of(proxy, label))]
+    if not cells:
+        return None
+    thresholds = ("0", "0.025", "0.1")
+    figure, axes = _panels(len(thresholds), len(cells), f"Dormant critic neurons — {group.title}; first seed", 3.0, 2.0)
+    for column, (proxy, label) in enumerate(cells):
+        run = next(r for r in group.of(proxy, label) if r.of("critic"))
+        events = run.of("critic")
+        for row, threshold in enumerate(thresholds):
+            ax = axes[row, column]
+            for k in range(len(events[0]["layers"]) + 1):
+                parts = [e["layers"][k] if k < len(e["layers"]) else e["all"] for e in events]
+                share = [100 * p["dormant"][threshold] / p["units"] for p in parts]
+                whole = k == len(events[0]["layers"])
+                ax.plot([e["queries"] for e in events], share, LAYER_LINES[k % 4], color="black" if whole else style(label)[0],
+                        linewidth=2 if whole else 1, label="all layers" if whole else f"layer {k + 1} of the critic")  # fmt: skip
+            for event in events:
+                if event["when"] == "after_reset":
+                    ax.axvline(event["queries"], color="grey", linewidth=0.6, alpha=0.6)
+            ax.set_title(f"{label} on {proxy}" if row == 0 else "", fontsize=9)
+            ax.set_ylabel(f"% with score <= {threshold}" if column == 0 else "", fontsize=8)
+        axes[-1, column].set_xlabel("reward queries", fontsize=8)
+    _legend(figure, axes, "vertical lines: resets, shown before and after")
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """PNG and PDF; returns the PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.pdf")
+    path = folder / f"{name}.png"
+    figure.savefig(path, dpi=140)
+    return path

@@ -1,0 +1,160 @@
+"""The tables: one row per algorithm and proxy, and the test of whether overoptimization took place, seed by seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from overopt_bench.report.load import Group, Run
+from overopt_bench.stats import Array, Estimate, at_matched, cross_fitted_peak, over_seeds, paired_difference
+
+SEED = 0  # of the bootstrap: the same report from the same runs
+
+
+def show(estimate: Estimate, digits: int = 3) -> str:
+    """A value with its interval, as text."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
+    """Per proxy and algorithm: gold at start, peak and end, the drop, matched comparisons, distance, diversity, time.
+
+    Peaks are cross-fitted over images (see ``stats.cross_fitted_peak``). Matched columns compare the algorithms on
+    one proxy where each first reaches the smallest final proxy, or the smallest final path KL, among them.
+    Values are interquartile means over seeds with 95 % bootstrap intervals; a single seed has none.
+    """
+    rows = []
+    for proxy in group.proxies():
+        labels = [label for label in group.labels(proxy)]
+        trained = [label for label in labels if label not in ("base", "best_of_n")]
+        match_proxy = _smallest_end(group, proxy, trained, f"{split}/{proxy}/mean")
+        match_kl = _smallest_end(group, proxy, trained, f"{split}/path_kl/mean")
+        for label in labels:
+            row = _row(group.of(proxy, label), proxy, group.gold, split, match_proxy, match_kl)
+            if row is not None:
+                rows.append({"proxy": proxy, "algorithm": label, **row})
+    return pd.DataFrame(rows)
+
+
+def _smallest_end(group: Group, proxy: str, labels: list[str], key: str) -> float | None:
+    ends = [run.last(key) for label in labels for run in group.of(proxy, label)]
+    known = [end for end in ends if end is not None]
+    return min(known) if known else None
+
+
+def _row(runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float | None, match_kl: float | None) -> dict[str, Any] | None:
+    key = f"{split}/{gold}/mean"
+    if any(not len(run.curve(key)[0]) for run in runs):
+        return None
+    rng = np.random.default_rng(SEED)
+
+    def seeds(values: list[float | None]) -> str:
+        known = [v for v in values if v is not None]
+        return show(over_seeds(np.array(known), rng)) if len(known) == len(values) and known else "–"
+
+    peaks = [_peak(run, split, gold) for run in runs]
+    matched_proxy = [_matched(run, f"{split}/{proxy}/mean", key, match_proxy) for run in runs]
+    matched_kl = [_matched(run, f"{split}/path_kl/mean", key, match_kl) for run in runs]
+    return {
+        "seeds": len(runs),
+        "gold": gold,
+        "gold at start": seeds([float(run.curve(key)[1][0]) for run in runs]),
+        "gold at peak": seeds([p["value"] for p in peaks]),
+        "queries at peak": f"{np.mean([p['queries'] for p in peaks]):.0f}",
+        "gold at end": seeds([run.last(key) for run in runs]),
+        "drop": seeds([p["drop"] for p in peaks]),
+        "proxy at start": seeds([float(run.curve(f"{split}/{proxy}/mean")[1][0]) for run in runs]),
+        "proxy at end": seeds([run.last(f"{split}/{proxy}/mean") for run in runs]),
+        "gold at matched proxy": seeds(matched_proxy),
+        "gold at matched KL": seeds(matched_kl),
+        "path KL": seeds([run.last(f"{split}/path_kl/mean") for run in runs]),
+        "diversity": seeds([run.last(f"{split}/diversity") for run in runs]),
+        "seconds": f"{np.mean([run.of('eval')[-1]['seconds'] for run in runs]):.0f}",
+    }
+
+
+def _peak(run: Run, split: str, gold: str) -> dict[str, float]:
+    """Cross-fitted where single images were kept; best-of-n's curve is an estimate over subsets and read as it is."""
+    queries, values = run.curve(f"{split}/{gold}/mean")
+    scores = run.scores(split, gold)
+    if scores is None or len(scores) != len(queries):
+        top = int(values.argmax())
+        return {"value": float(values[top]), "queries": float(queries[top]), "drop": float(values[top] - values[-1])}
+    peak = cross_fitted_peak(scores)
+    return {"value": peak.value, "queries": float(np.mean([queries[k] for k in peak.points])), "drop": peak.drop}
+
+
+def _matched(run: Run, x: str, y: str, target: float | None) -> float | None:
+    if target is None:
+        return None
+    xs, ys = run.curve(x), run.curve(y)
+    n = min(len(xs[1]), len(ys[1]))
+    return at_matched(xs[1][:n], ys[1][:n], target)
+
+
+def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
+    """Seed by seed: did the proxy rise, did the gold rise to a peak, did it fall from there? Each by two standard errors.
+
+    The errors are those of paired differences: the same prompts and noise at both points.
+    """
+    rows = []
+    for run in sorted(group.runs, key=lambda r: (str(r.config["proxy"]), r.label, int(r.config["seed"]))):
+        gold, proxy = run.scores(split, group.gold), run.scores(split, str(run.config["proxy"]))
+        if gold is None or proxy is None or run.algo == "base":
+            continue
+        peak, (gain, gain_error) = cross_fitted_peak(gold), paired_difference(proxy[-1], proxy[0])
+        verdict = [gain > 2 * gain_error, peak.rise > 2 * peak.rise_error, peak.drop > 2 * peak.drop_error]
+        rows.append({
+            "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"],
+            "proxy gain": f"{gain:.3f} ± {gain_error:.3f}",
+            "gold rise to peak": f"{peak.rise:.4f} ± {peak.rise_error:.4f}",
+            "gold drop from peak": f"{peak.drop:.4f} ± {peak.drop_error:.4f}",
+            "proxy rose": _yes(verdict[0]), "gold rose": _yes(verdict[1]), "gold fell": _yes(verdict[2]),
+            "overoptimized": _yes(verdict[0] and verdict[2]), "images": gold.shape[1],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str], list[str], Array]]:
+    """Per trained algorithm: proxies trained on, rewards scored by, and the change end - start of each reward in
+    standard deviations over the base model's images, averaged over seeds."""
+    out: dict[str, tuple[list[str], list[str], Array]] = {}
+    labels = sorted({run.label for run in group.runs if run.of("scores") and run.algo not in ("base", "best_of_n")})
+    for label in labels:
+        proxies = [p for p in group.proxies() if group.of(p, label)]
+        first = group.of(proxies[0], label)[0].of("scores")[0]["scores"]
+        scored = [group.gold, *sorted(name for name in first if name != group.gold)]
+        values = np.full((len(proxies), len(scored)), np.nan)
+        for r, proxy in enumerate(proxies):
+            for c, reward in enumerate(scored):
+                known = [s for run in group.of(proxy, label) if (s := run.scores(split, reward)) is not None]
+                if known:
+                    values[r, c] = np.mean([(s[-1].mean() - s[0].mean()) / (s[0].std() + 1e-12) for s in known])
+        out[label] = (proxies, scored, values)
+    return out
+
+
+def write(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """CSV, Markdown and LaTeX of one table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=False)
+    header = [f"| {' | '.join(map(str, table.columns))} |", "|" + "---|" * len(table.columns)]
+    body = [f"| {' | '.join(map(str, row))} |" for row in table.itertuples(index=False)]
+    (folder / f"{name}.md").write_text("\n".join([*header, *body]) + "\n")
+    lines = [r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule", _tex(table.columns), r"\midrule"]
+    lines += [_tex(row) for row in table.itertuples(index=False)]
+    (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
+
+
+def _tex(cells: Any) -> str:
+    words = (str(c).replace("_", r"\_").replace("±", r"$\pm$").replace("–", "--") for c in cells)
+    return " & ".join(words) + r" \\"
