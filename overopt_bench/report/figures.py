@@ -61,7 +61,7 @@ def _line(ax: Axes, runs: list[Run], x: str, y: str, *, dashed: bool = False, la
 
 
 def _panels(rows: int, columns: int, title: str, width: float = 3.3, height: float = 2.7) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(max(4.5, width * columns), height * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(7.0, width * columns), height * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, fontsize=10)
     return figure, axes
@@ -73,7 +73,7 @@ def _legend(figure: Figure, axes: np.ndarray, note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
         ax.tick_params(labelsize=8)
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(6, len(found) or 1), fontsize=8, frameon=False, title=note, title_fontsize=8)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=max(1, min(len(found), int(figure.get_figwidth() // 1.7))), fontsize=8, frameon=False, title=note, title_fontsize=8)
 
 
 BANDS = "bands: least and greatest seed; without a band: a single seed"

@@ -34,7 +34,11 @@ def verdicts(group: Group, split: str = "train") -> list[Verdict]:
     found = []
     for proxy in group.proxies():
         labels = [label for label in group.labels(proxy) if label not in ("base", "best_of_n")]
-        for a, b in combinations(labels, 2):
+        few = [label for label in labels if len(group.of(proxy, label)) < ENOUGH]
+        if few and len(labels) > 1:
+            counts = ", ".join(f"{name(label)} {len(group.of(proxy, label))}" for label in few)
+            found.append(Verdict(proxy, f"On {proxy} no verdict is given for {counts}: fewer than {ENOUGH} seeds.", False))
+        for a, b in combinations([label for label in labels if label not in few], 2):
             found.append(_compare(group, proxy, a, b, split))
     return found
 
@@ -46,9 +50,6 @@ def _ends(runs: list[Run], key: str) -> np.ndarray:
 def _compare(group: Group, proxy: str, a: str, b: str, split: str) -> Verdict:
     first, second = group.of(proxy, a), group.of(proxy, b)
     seeds = min(len(first), len(second))
-    if seeds < ENOUGH:
-        word = "seed" if seeds == 1 else "seeds"
-        return Verdict(proxy, f"{name(a)} and {name(b)} on {proxy}: {seeds} {word}; with fewer than {ENOUGH} no verdict is given.", False)
     key = f"{split}/{group.gold}/mean"
     one, two = _ends(first, key), _ends(second, key)
     rng = np.random.default_rng(SEED)
