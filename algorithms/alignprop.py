@@ -19,7 +19,8 @@ class AlignPropParams(AlgorithmParams):
 
     batch_size: int = Field(128, ge=1, description="images per update [2024 code: 4 GPUs x 8 x 4]")
     truncation: Literal["random", "fixed", "full"] = Field(
-        "random", description="how many last steps keep their gradient: uniform 1..T [paper], grad_steps (DRaFT-K), or all"
+        "random",
+        description="how many last steps keep their gradient: uniform 1..T [paper], grad_steps (DRaFT-K), or all",
     )
     grad_steps: int = Field(1, ge=1, description="differentiated steps of truncation=fixed; 1 is DRaFT-1 [DRaFT]")
     lr: float = Field(1e-3, gt=0, description="AdamW learning rate [2024 code]")
@@ -29,11 +30,17 @@ class AlignPropParams(AlgorithmParams):
         "maximise", description="-r, or |r - target| [2024 code, target 10]; alike to AdamW while r < target"
     )
     target: float = Field(10.0, description="of loss=target [2024 code]")
-    loss_coefficient: float = Field(0.01, gt=0, description="scales the loss: sets how often the norm clip acts [2024 code]")
-    checkpoint: bool = Field(
-        True, description="recompute activations in the backward pass [paper]; memory only", json_schema_extra={"memory_only": True}
+    loss_coefficient: float = Field(
+        0.01, gt=0, description="scales the loss: sets how often the norm clip acts [2024 code]"
     )
-    micro_batch: int = Field(32, ge=1, description="images per network pass; memory only [ours]", json_schema_extra={"memory_only": True})
+    checkpoint: bool = Field(
+        True,
+        description="recompute activations in the backward pass [paper]; memory only",
+        json_schema_extra={"memory_only": True},
+    )
+    micro_batch: int = Field(
+        32, ge=1, description="images per network pass; memory only [ours]", json_schema_extra={"memory_only": True}
+    )
 
     mini: ClassVar[dict[str, Any]] = {"batch_size": 32, "checkpoint": False, "loss_coefficient": 1.0}
 
@@ -48,7 +55,9 @@ class AlignProp(Algorithm):
     """
 
     name = "alignprop"
-    summary = "backpropagation of a differentiable reward through the last steps of the sampler (DRaFT-K: truncation=fixed)"
+    summary = (
+        "backpropagation of a differentiable reward through the last steps of the sampler (DRaFT-K: truncation=fixed)"
+    )
     Params = AlignPropParams
     needs_gradient = True
 
@@ -72,7 +81,7 @@ class AlignProp(Algorithm):
             r = self.ctx.proxy(images, part)  # [m]
             loss = -r if self.params.loss == "maximise" else (r - self.params.target).abs()
             loss = self.params.loss_coefficient * loss.sum() / n
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             rewards.append(r.detach())
             total_loss += loss.item()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)

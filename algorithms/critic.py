@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,11 +21,16 @@ class TemporalCritic(nn.Module):
     """
 
     def __init__(
-        self, features: int, hidden: Sequence[int], activation: Literal["none", "relu"], dropout: bool, generator: Generator
+        self,
+        features: int,
+        hidden: Sequence[int],
+        activation: Literal["none", "relu"],
+        dropout: bool,
+        generator: Generator,
     ) -> None:
         super().__init__()
         sizes = [features, *hidden, 1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.activation, self.dropout = activation, dropout
         self.std = 1 / (features + 1)
         for layer in self.linear_layers():

@@ -25,27 +25,41 @@ class DDPOParams(AlgorithmParams):
     """Defaults of ddpo-pytorch's ``dgx:aesthetic`` configuration where no other source is named."""
 
     estimator: Literal["importance", "reinforce"] = Field(
-        "importance", description="DDPO-IS (clipped importance sampling) or DDPO-SF (score function) [paper, section 4.3]"
+        "importance",
+        description="DDPO-IS (clipped importance sampling) or DDPO-SF (score function) [paper, section 4.3]",
     )
-    samples_per_epoch: int = Field(256, ge=1, description="images sampled between updates [dgx:aesthetic: 8 GPUs x 8 x 4]")
+    samples_per_epoch: int = Field(
+        256, ge=1, description="images sampled between updates [dgx:aesthetic: 8 GPUs x 8 x 4]"
+    )
     images_per_prompt: int = Field(1, ge=1, description="1 draws prompts i.i.d. [ddpo-pytorch]; more draws groups")
-    updates_per_epoch: int = Field(2, ge=1, description="optimizer steps per epoch, each over whole chains [dgx:aesthetic]")
+    updates_per_epoch: int = Field(
+        2, ge=1, description="optimizer steps per epoch, each over whole chains [dgx:aesthetic]"
+    )
     transitions_per_update: int | None = Field(
-        None, ge=1, description="if set, updates use this many single transitions instead of whole chains [ours; none = published]"
+        None,
+        ge=1,
+        description="if set, updates use this many single transitions instead of whole chains [ours; none = published]",
     )
     inner_epochs: int = Field(1, ge=1, description="passes over each epoch's samples [ddpo-pytorch]")
     lr: float = Field(3e-4, gt=0, description="AdamW learning rate [ddpo-pytorch]")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay [ddpo-pytorch]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip [ddpo-pytorch]")
-    clip_range: float = Field(1e-4, gt=0, description="PPO clip of the ratio, in units of log_prob_reduction [ddpo-pytorch]")
+    clip_range: float = Field(
+        1e-4, gt=0, description="PPO clip of the ratio, in units of log_prob_reduction [ddpo-pytorch]"
+    )
     log_prob_reduction: Reduction = Field(
         "mean", description="log-probability over latent dimensions: mean [ddpo-pytorch] or sum, the true ratio [paper]"
     )
-    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to +- this at the loss [ddpo-pytorch; JAX code 10]")
+    advantage_clip: float = Field(
+        5.0, gt=0, description="advantages are clipped to +- this at the loss [ddpo-pytorch; JAX code 10]"
+    )
     stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [dgx:aesthetic]")
     stats_min_count: int = Field(16, ge=1, description="fewer than this: the batch's statistics [dgx:aesthetic]")
     micro_batch: int = Field(
-        384, ge=1, description="transitions per network pass; memory only [ours]", json_schema_extra={"memory_only": True}
+        384,
+        ge=1,
+        description="transitions per network pass; memory only [ours]",
+        json_schema_extra={"memory_only": True},
     )
 
     mini: ClassVar[dict[str, Any]] = {
@@ -130,14 +144,16 @@ class DDPO(Algorithm):
         total, sums = len(x), torch.zeros(4)
         for part in torch.arange(total).split(self.params.micro_batch):
             transition = self.ctx.policy.transition(x[part], step[part], [prompts[k] for k in part.tolist()])
-            log_probs = reduce_log_prob(transition.log_prob(x_next[part]), self.dimensions, self.params.log_prob_reduction)
+            log_probs = reduce_log_prob(
+                transition.log_prob(x_next[part]), self.dimensions, self.params.log_prob_reduction
+            )
             log_ratio = log_probs - log_probs_old[part]  # [m]
             ratio = log_ratio.exp()
             if self.params.estimator == "importance":
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:
                 loss = -advantages[part] * log_probs
-            (loss.sum() / total).backward()  # type: ignore[no-untyped-call]
+            (loss.sum() / total).backward()
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()
                 parts = (loss, ratio, clipped, 0.5 * log_ratio**2)

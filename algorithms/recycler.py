@@ -22,7 +22,9 @@ class Recycler:
         generator: of reset noise; the run's own, where the published code re-seeds so that all resets are alike.
     """
 
-    def __init__(self, critic: TemporalCritic, optimizer: torch.optim.Optimizer, params: Any, generator: Generator) -> None:
+    def __init__(
+        self, critic: TemporalCritic, optimizer: torch.optim.Optimizer, params: Any, generator: Generator
+    ) -> None:
         self.critic, self.optimizer, self.params, self.generator = critic, optimizer, params, generator
         self.mode: ResetMode = getattr(params, "reset", "none")
         self.record = DormantRecord([str(k) for k in range(len(params.critic_hidden))])

@@ -28,23 +28,36 @@ class TDPOParams(AlgorithmParams):
 
     samples_per_epoch: int = Field(256, ge=1, description="images sampled per epoch [tdpo code]")
     images_per_prompt: int = Field(1, ge=1, description="1 draws prompts i.i.d. [tdpo code]; more draws groups")
-    batch_size: int = Field(128, ge=1, description="transitions per update, one of each sample [tdpo code: 1 x 16 x 8 GPUs]")
+    batch_size: int = Field(
+        128, ge=1, description="transitions per update, one of each sample [tdpo code: 1 x 16 x 8 GPUs]"
+    )
     lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the policy [tdpo code]")
     critic_lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the critic [tdpo code]")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay of both [tdpo code]")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip of each [tdpo code]")
-    clip_range: float = Field(1e-4, gt=0, description="PPO clip of the ratio, in units of log_prob_reduction [tdpo code]")
-    log_prob_reduction: Reduction = Field("mean", description="over latent dimensions: mean [tdpo code] or sum, the true ratio [paper]")
+    clip_range: float = Field(
+        1e-4, gt=0, description="PPO clip of the ratio, in units of log_prob_reduction [tdpo code]"
+    )
+    log_prob_reduction: Reduction = Field(
+        "mean", description="over latent dimensions: mean [tdpo code] or sum, the true ratio [paper]"
+    )
     value_clip: float = Field(0.2, gt=0, description="clip of the critic's change [tdpo code]")
     critic_coefficient: float = Field(1.0, gt=0, description="weight of the critic's loss [tdpo code]")
     critic_hidden: tuple[int, ...] = Field((1024, 128, 64, 16), min_length=1, description="hidden widths [tdpo code]")
-    critic_activation: Literal["none", "relu"] = Field("none", description="none, a deep linear critic [tdpo code], or relu [correction]")
+    critic_activation: Literal["none", "relu"] = Field(
+        "none", description="none, a deep linear critic [tdpo code], or relu [correction]"
+    )
     critic_dropout: bool = Field(True, description="dropout 0.2, 0.2, 0.1 while training [tdpo code]")
     stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [tdpo code]")
     stats_min_count: int = Field(16, ge=1, description="fewer than this: the batch's statistics [tdpo code]")
-    probe_size: int = Field(256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64, redrawn each epoch]")
+    probe_size: int = Field(
+        256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64, redrawn each epoch]"
+    )
     micro_batch: int = Field(
-        384, ge=1, description="transitions per network pass; memory only [ours]", json_schema_extra={"memory_only": True}
+        384,
+        ge=1,
+        description="transitions per network pass; memory only [ours]",
+        json_schema_extra={"memory_only": True},
     )
 
     mini: ClassVar[dict[str, Any]] = {
@@ -71,7 +84,11 @@ class TDPO(Algorithm):
         self.parameters = ctx.policy.trainable()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=params.lr, weight_decay=params.weight_decay)
         self.critic = TemporalCritic(
-            ctx.feature_dim, params.critic_hidden, params.critic_activation, params.critic_dropout, ctx.generators["critic"]
+            ctx.feature_dim,
+            params.critic_hidden,
+            params.critic_activation,
+            params.critic_dropout,
+            ctx.generators["critic"],
         ).to(ctx.policy.device)
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), lr=params.critic_lr, weight_decay=params.weight_decay
@@ -123,7 +140,7 @@ class TDPO(Algorithm):
         for chunk in latents.flatten(0, 1).split(self.params.micro_batch):
             images = (self.ctx.policy.decode(chunk) * 255).round() / 255
             parts.append(self.ctx.encoder(images).float())
-        return torch.cat(parts).unflatten(0, latents.shape[:2])
+        return torch.cat(parts).view(*latents.shape[:2], -1)
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) indices of each update, M transitions of M different samples at unrelated noise levels."""
@@ -140,11 +157,13 @@ class TDPO(Algorithm):
         sums = torch.zeros(4)
         for part in torch.arange(len(x)).split(self.params.micro_batch):
             transition = self.ctx.policy.transition(x[part], step[part], [prompts[k] for k in part.tolist()])
-            log_prob = reduce_log_prob(transition.log_prob(x_next[part]), self.dimensions, self.params.log_prob_reduction)
+            log_prob = reduce_log_prob(
+                transition.log_prob(x_next[part]), self.dimensions, self.params.log_prob_reduction
+            )
             log_ratio = log_prob - log_prob_old[part]
             ratio = log_ratio.exp()  # [m]
             loss = clipped_surrogate(ratio, advantage[part], self.params.clip_range)
-            (loss.sum() / len(x)).backward()  # type: ignore[no-untyped-call]
+            (loss.sum() / len(x)).backward()
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()
                 sums += torch.stack([v.sum() for v in (loss, ratio, clipped, ratio - 1 - log_ratio)]).cpu()

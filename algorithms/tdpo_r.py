@@ -9,14 +9,14 @@ from pydantic import Field
 from overopt_bench.algorithms.tdpo import TDPO, TDPOParams
 from overopt_bench.neurons import ResetMode
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import AlgorithmParams
 
 
 class TDPORParams(TDPOParams):
     """TDPO's parameters and those of the reset."""
 
     reset: ResetMode = Field(
-        "active", description="which neurons: active [paper], dormant [ReDo], random (as many as active, the control), all, none"
+        "active",
+        description="which neurons: active [paper], dormant [ReDo], random (as many as active, the control), all, none",
     )
     reset_period: int = Field(10, ge=1, description="epochs between resets [tdpo code]")
     dormant_threshold: float = Field(0.0, ge=0, description="score at or below which a neuron is dormant [tdpo code]")

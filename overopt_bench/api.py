@@ -22,7 +22,7 @@ def run(
     budget: o.Budget = None, budget_unit: o.BudgetUnit = None, set: o.Set = None, num_steps: o.NumSteps = None,
     guidance_scale: o.GuidanceScale = None, eta: o.Eta = None, lora_rank: o.LoraRank = None,
     lora_alpha: o.LoraAlpha = None, eval_points: o.EvalPoints = None, eval_images: o.EvalImages = None,
-    eval_seed: o.EvalSeed = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
+    eval_seed: o.EvalSeed = None, train_split: o.TrainSplit = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
     out: o.Out = Path("results"), device: o.Device = None,
 ) -> Path:  # fmt: skip
     """Optimise a proxy under a budget, or resume what was cut off.
@@ -35,7 +35,7 @@ def run(
     given = {
         "gold": gold, "suite": suite, "budget": budget, "budget_unit": budget_unit, "num_steps": num_steps,
         "guidance_scale": guidance_scale, "eta": eta, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
-        "eval_points": eval_points, "eval_images": eval_images, "eval_seed": eval_seed, "tag": tag,
+        "eval_points": eval_points, "eval_images": eval_images, "eval_seed": eval_seed, "train_split": train_split, "tag": tag,
     }  # fmt: skip
     options = read_options(given, plugin, config, device)
     resolved = options.config(algo, proxy, seed, parse_set(set or ()))
@@ -47,7 +47,7 @@ def run(
 def sweep(
     algo: o.Algos, proxy: o.Proxies, seeds: o.Seeds = "0-4", gold: o.Gold = None, suite: o.Suite = None,
     budget: o.Budget = None, budget_unit: o.BudgetUnit = None, set: o.Set = None, eval_points: o.EvalPoints = None,
-    eval_images: o.EvalImages = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
+    eval_images: o.EvalImages = None, train_split: o.TrainSplit = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
     out: o.Out = Path("results"), device: o.Device = None,
 ) -> builtins.list[Path]:  # fmt: skip
     """Run algorithms x proxies x seeds; skip complete, resume others.
@@ -60,7 +60,7 @@ def sweep(
 
     given = {
         "gold": gold, "suite": suite, "budget": budget, "budget_unit": budget_unit, "eval_points": eval_points,
-        "eval_images": eval_images, "tag": tag,
+        "eval_images": eval_images, "train_split": train_split, "tag": tag,
     }  # fmt: skip
     options = read_options(given, plugin, config, device)
     algos, proxies = parse_names("--algo", algo), parse_names("--proxy", proxy)

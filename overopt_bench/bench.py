@@ -60,7 +60,11 @@ def markdown(result: dict[str, Any]) -> str:
     for name, row in result["rows"].items():
         lines.append(f"| {name} | {row['seconds_per_query']:.4f} | {row['bare']:.4f} | {row['ratio']:.2f} |")
     share, minutes = 100 * result["evaluation_share"], result["default_run_seconds"] / 60
-    lines += ["", f"Evaluation: {share:.1f} % of a default DDPO run of {minutes:.1f} minutes; peak memory {result['peak_mb']:.0f} MB; {result['threads']} threads."]
+    lines += [
+        "",
+        f"Evaluation: {share:.1f} % of a default DDPO run of {minutes:.1f} minutes;"
+        f" peak memory {result['peak_mb']:.0f} MB; {result['threads']} threads.",
+    ]
     return "\n".join(lines)
 
 
@@ -104,7 +108,7 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
         for left in range(0, n * steps, size):
             m = min(size, n * steps - left)
             many, tags = x[torch.arange(m) % n], (words * (m // n + 1))[:m]
-            _unet(policy, many, tags).sum().backward()  # type: ignore[no-untyped-call]
+            _unet(policy, many, tags).sum().backward()
 
     return passes
 
@@ -116,7 +120,7 @@ def _bare_alignprop(policy: DiffusionPolicy, suite: Suite, proxy: Reward, n: int
             _unet(policy, x, words)
     for _ in range(grad_steps):
         x = _unet(policy, x, words)
-    proxy(policy.decode(x), words).sum().backward()  # type: ignore[no-untyped-call]
+    proxy(policy.decode(x), words).sum().backward()
 
 
 def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
@@ -129,13 +133,18 @@ def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
 
 def _compare(algorithm: Algorithm, bare: Callable[[], None]) -> dict[str, float]:
     queries = algorithm.params.batch_size if algorithm.name == "alignprop" else algorithm.params.samples_per_epoch
-    algorithm.step(), bare()  # warm up
+    algorithm.step()  # warm up
+    bare()
     own, alone = [], []
     for _ in range(ROUNDS):
         own.append(_seconds(algorithm.step) / queries)
         alone.append(_seconds(bare) / queries)
     mine, floor = statistics.median(own), statistics.median(alone)
-    return {"seconds_per_query": mine, "bare": floor, "ratio": statistics.median(a / b for a, b in zip(own, alone, strict=True))}
+    return {
+        "seconds_per_query": mine,
+        "bare": floor,
+        "ratio": statistics.median(a / b for a, b in zip(own, alone, strict=True)),
+    }
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -90,5 +90,7 @@ def checked(scores: Tensor, name: str, prompts: Sequence[str]) -> Tensor:
     bad = torch.nonzero(~scores.detach().isfinite()).flatten()
     if len(bad):
         k = int(bad[0])
-        raise FloatingPointError(f"reward {name!r} gave {scores[k].item()} for prompt {prompts[k]!r} ({len(bad)} of {len(prompts)})")
+        raise FloatingPointError(
+            f"reward {name!r} gave {scores[k].item()} for prompt {prompts[k]!r} ({len(bad)} of {len(prompts)})"
+        )
     return scores

@@ -8,12 +8,15 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overopt_bench.errors import UserError, unknown_name
 from overopt_bench.registry import algorithms, rewards, suites
+
+if TYPE_CHECKING:
+    from overopt_bench.types import Suite
 
 BudgetUnit = Literal["queries", "nfe", "seconds"]
 
@@ -39,6 +42,7 @@ class RunConfig(BaseModel):
     eval_points: int = Field(ge=2)
     eval_images: int = Field(gt=0)
     eval_seed: int = Field(0, ge=0, le=2**63 - 1)
+    train_split: str = "train"
     tag: str = Field("", pattern=r"^[A-Za-z0-9_.]*$", max_length=60)
 
     def folder(self, out: Path) -> Path:
@@ -139,6 +143,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
             f"{algo.name} needs a differentiable proxy and {proxy.name!r} is not; differentiable in {suite.name}:"
             f" {', '.join(able) or 'none'}"
         )
+    _check_split(suite, values.get("train_split", "train"))
     defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
     try:
@@ -165,6 +170,14 @@ def _checked_shapes(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("budget_unit", "queries") != "queries" and "budget" not in values:
         raise UserError(f"--budget-unit {values['budget_unit']} needs --budget: the suite's default counts queries")
     return {**values, "gold": gold}
+
+
+def _check_split(suite: type[Suite], split: str) -> None:
+    if split == "train":
+        return
+    allowed = [name for name in suite().prompts if not name.startswith("heldout")]
+    if split not in allowed:
+        raise unknown_name("prompt split to train on:", split, allowed)
 
 
 def warnings(config: RunConfig) -> list[str]:

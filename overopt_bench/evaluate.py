@@ -73,8 +73,11 @@ class Evaluator:
     def __init__(self, suite: Suite, policy: DiffusionPolicy, rewards: Mapping[str, Reward], config: RunConfig) -> None:
         self.suite, self.policy, self.rewards = suite, policy, rewards
         shape = (config.num_steps + 1, *policy.latent_shape)
-        splits = [("train", config.eval_images), *((s, config.eval_images // 2) for s in suite.prompts if s != "train")]
-        self.splits = [make_split(s, suite.prompts[s], n, config.eval_seed, shape) for s, n in splits if n]
+        splits = [("train", config.train_split, config.eval_images)]
+        splits += [(s, s, config.eval_images // 2) for s in suite.prompts if s.startswith("heldout")]
+        self.splits = [
+            make_split(name, suite.prompts[source], n, config.eval_seed, shape) for name, source, n in splits if n
+        ]
         self.with_kl = {split.name for split in self.splits[:2]}
         self._pool_scores: dict[str, Tensor] = {}
 
@@ -86,11 +89,15 @@ class Evaluator:
             FloatingPointError: where a reward gives something that is not finite.
         """
         row: dict[str, Any] = {}
-        details, pictures = [], []
+        details: list[dict[str, Any]] = []
+        pictures: list[Tensor] = []
         nfe = self.policy.nfe
         for split in self.splits:
             images, kl = self._draw(split)
-            scores = {name: checked(reward(images, split.prompts), name, split.prompts) for name, reward in self.rewards.items()}
+            scores = {
+                name: checked(reward(images, split.prompts), name, split.prompts)
+                for name, reward in self.rewards.items()
+            }
             for name, values in scores.items():
                 row |= summary(f"{split.name}/{name}", values)
             if kl is not None:
@@ -143,4 +150,9 @@ class Evaluator:
                 estimates.append((weights * scores[group][order]).sum())
             row |= summary(f"train/{name}", torch.stack(estimates))
         kl = best_of_n_kl(n)
-        return row | {"train/path_kl/mean": kl, "train/path_kl/stderr": 0.0, "train/path_kl/count": len(groups), "train/sqrt_kl": kl**0.5}
+        return row | {
+            "train/path_kl/mean": kl,
+            "train/path_kl/stderr": 0.0,
+            "train/path_kl/count": len(groups),
+            "train/sqrt_kl": kl**0.5,
+        }

@@ -23,7 +23,9 @@ def dormant_scores(activations: Tensor) -> Tensor:
     """
     magnitude = activations.float().abs().reshape(-1, activations.shape[-1]).mean(0)
     mean = magnitude.mean()
-    return torch.where(mean > 0, magnitude / mean.clamp_min(torch.finfo(torch.float32).tiny), torch.zeros_like(magnitude))
+    return torch.where(
+        mean > 0, magnitude / mean.clamp_min(torch.finfo(torch.float32).tiny), torch.zeros_like(magnitude)
+    )
 
 
 def dormant_mask(activations: Tensor, threshold: float) -> Tensor:
@@ -53,7 +55,10 @@ class DormantRecord:
         Persistence is against the last event of ``when == "record"``, which this one replaces if it is one.
         """
         masks = {str(t).removesuffix(".0"): [dormant_mask(a, t) for a in activations] for t in THRESHOLDS}
-        layers = [self._row(name, [a.shape[-1]], {t: [m[k]] for t, m in masks.items()}, k) for k, (name, a) in enumerate(zip(self.names, activations, strict=True))]
+        layers = [
+            self._row(name, [a.shape[-1]], {t: [m[k]] for t, m in masks.items()}, k)
+            for k, (name, a) in enumerate(zip(self.names, activations, strict=True))
+        ]
         everything = self._row("all", [a.shape[-1] for a in activations], masks, None)
         if when == "record":
             self.previous = masks

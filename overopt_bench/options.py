@@ -45,6 +45,7 @@ EvalImages = Annotated[int | None, typer.Option(help="Images per prompt split an
 EvalSeed = Annotated[
     int | None, typer.Option(help="Seed of the evaluation noise; compare runs only at equal ones. [0]")
 ]
+TrainSplit = Annotated[str | None, typer.Option(help="Prompts to train on: train, or tuning to search settings.")]
 Tag = Annotated[str | None, typer.Option(help="Appended to the run folder's name.")]
 Plugin = Annotated[
     Words, typer.Option(metavar="FILE", help="Python file with own rewards or algorithms; may be repeated.")

@@ -41,7 +41,9 @@ class DiffusionPolicy:
         device: str | torch.device, seed: int,
     ) -> None:  # fmt: skip
         if getattr(pipeline.scheduler.config, "prediction_type", None) != "epsilon":
-            raise UserError(f"the policy needs an epsilon-prediction pipeline, got {pipeline.scheduler.config.get('prediction_type')!r}")
+            raise UserError(
+                f"the policy needs an epsilon-prediction pipeline, got {pipeline.scheduler.config.get('prediction_type')!r}"
+            )
         self.device = torch.device(device)
         self.pipeline = pipeline.to(self.device)
         self.unet, self.vae = pipeline.unet, pipeline.vae
@@ -116,7 +118,9 @@ class DiffusionPolicy:
     def _unet(self, latents: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return torch.as_tensor(self.unet(latents, t, context, return_dict=False)[0])
 
-    def transition(self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False) -> Transition:
+    def transition(
+        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False
+    ) -> Transition:
         """p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
         eps = self.guided_eps(latents, steps, prompts, checkpoint)
         return ddim_transition(latents.float(), eps.float(), self._alpha[steps], self._alpha_prev[steps], self.eta)

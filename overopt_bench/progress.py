@@ -35,13 +35,17 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stdout.isatty():
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console())
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console()
+            )
             name = f"{self.config.algo} on {self.config.suite} {self.config.proxy}, seed {self.config.seed}"
-            self._task = self._bar.add_task(name, total=self.config.budget, completed=self.budget.spent, text="")
+            self._task = self._bar.add_task(name, total=self.config.budget, completed=int(self.budget.spent), text="")
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -65,6 +69,12 @@ class Progress:
         done = self.budget.spent - self._first
         seconds = time.monotonic() - self._start
         left = clock(seconds / done * (self.config.budget - self.budget.spent)) + " left" if done > 0 else ""
-        rate = f"{seconds / done:.3f} s a {self.config.budget_unit.removesuffix('s').replace('querie', 'query')}" if done > 0 else ""
+        rate = (
+            f"{seconds / done:.3f} s a {self.config.budget_unit.removesuffix('s').replace('querie', 'query')}"
+            if done > 0
+            else ""
+        )
         scores = "  ".join(f"{k} {v:.3f}" for k, v in self._seen.items())
-        return f"{self.budget.spent:.0f}/{self.config.budget} {self.config.budget_unit}  {scores}  {rate}  {left}".rstrip()
+        return (
+            f"{self.budget.spent:.0f}/{self.config.budget} {self.config.budget_unit}  {scores}  {rate}  {left}".rstrip()
+        )

@@ -35,7 +35,12 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str) -> dict[str, Any]:
     """The machine, as far as it matters for speed and rounding."""
-    facts: dict[str, Any] = {"device": device, "machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts: dict[str, Any] = {
+        "device": device,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     if device.startswith("cuda"):
         facts["gpu"] = torch.cuda.get_device_name(device)
@@ -47,14 +52,21 @@ def git_revision() -> str | None:
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "") if head.returncode == 0 else None
 
 
 def provenance(
-    config: RunConfig, suite: Suite, rewards: Mapping[str, Reward], own_encoder: bool, plugins: Sequence[Plugin], device: str
+    config: RunConfig,
+    suite: Suite,
+    rewards: Mapping[str, Reward],
+    own_encoder: bool,
+    plugins: Sequence[Plugin],
+    device: str,
 ) -> dict[str, Any]:
     """What ``config.json`` keeps beside the configuration; ``critic_encoder`` says whose features critics see."""
     return {
@@ -69,7 +81,16 @@ def resume_command(config: RunConfig, out: Path, device: str, plugins: Sequence[
     """The command that goes on with a run: its own recorded configuration, whatever was typed at first."""
     from overopt_bench.recorder import run_folder
 
-    words = ["overopt-bench", "run", "--config", str(run_folder(out, config) / "config.json"), "--out", str(out), "--device", device]
+    words = [
+        "overopt-bench",
+        "run",
+        "--config",
+        str(run_folder(out, config) / "config.json"),
+        "--out",
+        str(out),
+        "--device",
+        device,
+    ]
     for plugin in plugins:
         words += ["--plugin", str(plugin.path)]
     return shlex.join(words)

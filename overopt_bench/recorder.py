@@ -53,7 +53,9 @@ class Recorder:
 
     def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         self.folder = folder
-        if folder.exists() and not folder.is_dir() or (folder.is_dir() and any(folder.iterdir()) and not self._ours(folder)):
+        if (folder.exists() and not folder.is_dir()) or (
+            folder.is_dir() and any(folder.iterdir()) and not self._ours(folder)
+        ):
             raise UserError(f"{folder} exists and is not a run folder; use another --out or --tag")
         created = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,9 @@ class Recorder:
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise UserError(f"another process is working on {folder}; wait for it, or use another --seed, --tag or --out") from None
+            raise UserError(
+                f"another process is working on {folder}; wait for it, or use another --seed, --tag or --out"
+            ) from None
         try:
             self._open(config, provenance)
         except BaseException:
@@ -83,7 +87,7 @@ class Recorder:
             self._write_json(path, {**content, "provenance": dict(provenance)})
         for name in ("images", "checkpoint", "adapter"):
             (self.folder / name).mkdir(exist_ok=True)
-        self._metrics = open(self.folder / "metrics.jsonl", "ab")  # noqa: SIM115 - open as long as the run
+        self._metrics = open(self.folder / "metrics.jsonl", "ab")
 
     def _compare(self, path: Path, config: RunConfig) -> None:
         try:
@@ -112,7 +116,9 @@ class Recorder:
         try:
             yield
         except OSError as error:
-            raise RunError(f"cannot write {self.folder}: {error.strerror}; the last checkpoint is kept, run the same command again to go on") from error
+            raise RunError(
+                f"cannot write {self.folder}: {error.strerror}; the last checkpoint is kept, run the same command again to go on"
+            ) from error
 
     def write(self, event: str, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl`` and flush it."""

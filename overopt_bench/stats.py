@@ -32,7 +32,9 @@ def interquartile_mean(values: Array) -> float:
     return float(stats.trim_mean(values, 0.25))
 
 
-def bootstrap(groups: Sequence[Array], statistic: Callable[[Sequence[Array]], float], rng: np.random.Generator) -> Estimate:
+def bootstrap(
+    groups: Sequence[Array], statistic: Callable[[Sequence[Array]], float], rng: np.random.Generator
+) -> Estimate:
     """Percentile interval of a statistic of several groups of seeds, each resampled on its own (stratified).
 
     No interval is given where a group has fewer than two seeds.

@@ -93,14 +93,21 @@ def draw_prompts(prompts: Sequence[str], generator: torch.Generator, n: int, per
 class _Session:
     """One process's work on one run."""
 
-    def __init__(self, config: RunConfig, out: Path, device: str, plugins: Sequence[Plugin], tracker: str | None) -> None:
+    def __init__(
+        self, config: RunConfig, out: Path, device: str, plugins: Sequence[Plugin], tracker: str | None
+    ) -> None:
         self.config, self.stop = config, _Stop()
         self.command = resume_command(config, out, device, plugins)
         suite = get_suite(config.suite)
-        self.rewards = {name: get_reward(name, suite) for name in dict.fromkeys([config.proxy, *config.gold, *rewards.names(suite.name)])}
+        self.rewards = {
+            name: get_reward(name, suite)
+            for name in dict.fromkeys([config.proxy, *config.gold, *rewards.names(suite.name)])
+        }
         proxy = self.rewards[config.proxy]
         own_encoder = proxy.feature_dim is not None
-        self.recorder = Recorder(run_folder(out, config), config, provenance(config, suite, self.rewards, own_encoder, plugins, device))
+        self.recorder = Recorder(
+            run_folder(out, config), config, provenance(config, suite, self.rewards, own_encoder, plugins, device)
+        )
         self.tracker = Tracker(tracker, config, self.recorder.folder)
         self.policy = DiffusionPolicy(
             suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
@@ -109,7 +116,7 @@ class _Session:
         self.budget = Budget(config.budget_unit, config.budget, lambda: self.policy.nfe)
         self.generators = Generators(config.seed)
         self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
-        train_prompts, generators = suite.prompts["train"], self.generators
+        train_prompts, generators = suite.prompts[config.train_split], self.generators
         context = TrainContext(
             policy=self.policy, proxy=Metered(proxy, self.budget),
             encoder=proxy.features if own_encoder else suite.clip_features,
@@ -138,7 +145,9 @@ class _Session:
                 self._loop()
             except FloatingPointError as error:
                 self.recorder.status("failed", self.budget.queries, str(error))
-                raise RunError(f"{error}; stopped at {self.budget.queries} queries, the last good checkpoint is kept in {self.recorder.folder}") from None
+                raise RunError(
+                    f"{error}; stopped at {self.budget.queries} queries, the last good checkpoint is kept in {self.recorder.folder}"
+                ) from None
             except RunError:
                 raise
             except BaseException as error:
@@ -174,7 +183,8 @@ class _Session:
     def _due(self) -> bool:
         """Whether the next evaluation point is reached: k/(points-1) of the budget, the end included."""
         return self.point < self.config.eval_points and (
-            self.budget.spent >= self.point * self.config.budget / (self.config.eval_points - 1) or self.budget.exhausted
+            self.budget.spent >= self.point * self.config.budget / (self.config.eval_points - 1)
+            or self.budget.exhausted
         )
 
     def _step(self) -> None:

@@ -232,7 +232,8 @@ class SuiteDefaults:
 class Suite(ABC):
     """A base policy, prompts, and the rewards that make sense there.
 
-    ``prompts`` maps a split to its prompts; "train" is what algorithms draw from, all others are held out.
+    ``prompts`` maps a split to its prompts: "train" is what algorithms draw from unless told otherwise, every
+    "heldout..." is evaluated and never trained on, others (such as "tuning") are for searching settings.
     ``gold`` is the reward that stands for the truth, evaluated in every run.
     """
 

@@ -66,7 +66,10 @@ class QualityNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         fine = self.fine(self.stem(images * 2 - 1))
         coarse = self.coarse(fine)
-        h = torch.cat([stat for x in (F.relu(fine), F.relu(coarse)) for stat in (x.mean((2, 3)), x.std((2, 3)), x.amax((2, 3)))], 1)
+        h = torch.cat(
+            [stat for x in (F.relu(fine), F.relu(coarse)) for stat in (x.mean((2, 3)), x.std((2, 3)), x.amax((2, 3)))],
+            1,
+        )
         return torch.as_tensor(self.head(h).squeeze(1))
 
 
@@ -98,13 +101,16 @@ class Judge(nn.Module):
         for name in self._longest:
             if re.search(rf"\b{re.escape(name)}\b", prompt):
                 return self.index[name]
-        raise ValueError(f"the judge knows no name in the prompt {prompt!r}; known are, for example, {self._longest[:5]}")
+        raise ValueError(
+            f"the judge knows no name in the prompt {prompt!r}; known are, for example, {self._longest[:5]}"
+        )
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Alignment and quality, each ``[B]`` in [0, 1], for images ``[B, 3, 32, 32]`` in [0, 1]."""
         target = torch.tensor([self.name_of(p) for p in prompts], device=images.device)
         alignment, quality = [], []
         for member in self.members:
+            assert isinstance(member, Member)
             logits = member.name(images)
             log_p = logits.log_softmax(1).gather(1, target[:, None]).squeeze(1)
             alignment.append((1 + log_p / math.log(logits.shape[1])).clamp(0, 1))  # 0 at a uniform guess

@@ -38,7 +38,9 @@ class AestheticHead(nn.Module):
 
     def __init__(self, dim: int = 64, hidden: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 16), nn.GELU(), nn.Linear(16, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 16), nn.GELU(), nn.Linear(16, 1)
+        )
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return torch.as_tensor(self.layers(embeddings * embeddings.shape[1] ** 0.5).squeeze(1))

@@ -37,9 +37,17 @@ def write_run(
         name = f"images/{queries:07d}.png"
         pixels = np.full((CELL * 2, CELL * COLUMNS, 3), 40 * point, np.uint8)
         Image.fromarray(pixels).save(folder / name)
-        row = {"train/path_kl/mean": float(point**2), "train/sqrt_kl": float(point), "train/diversity": 0.5 - 0.1 * point}
+        row = {
+            "train/path_kl/mean": float(point**2),
+            "train/sqrt_kl": float(point),
+            "train/diversity": 0.5 - 0.1 * point,
+        }
         for reward, values in scores.items():
-            row |= {f"train/{reward}/mean": float(values.mean()), f"train/{reward}/stderr": 0.01, f"train/{reward}/count": IMAGES}
+            row |= {
+                f"train/{reward}/mean": float(values.mean()),
+                f"train/{reward}/stderr": 0.01,
+                f"train/{reward}/count": IMAGES,
+            }
         detail = {
             "split": "train", "prompts": prompts, "index": [k % 4 for k in range(IMAGES)],
             "scores": {k: v.tolist() for k, v in scores.items()}, "path_kl": [0.0] * IMAGES, "image_file": name,
@@ -47,8 +55,15 @@ def write_run(
         }  # fmt: skip
         lines += [{"event": "scores", **where, **detail}, {"event": "eval", **where, **row}]
         if algo == "tdpo_r":
-            layer = {"layer": "0", "units": 10, "dormant": {"0": point, "0.025": point, "0.1": point + 1}, "persistence": {}}
-            lines.append({"event": "critic", **where, "round": point, "when": "record", "layers": [layer], "all": layer})
+            layer = {
+                "layer": "0",
+                "units": 10,
+                "dormant": {"0": point, "0.025": point, "0.1": point + 1},
+                "persistence": {},
+            }
+            lines.append(
+                {"event": "critic", **where, "round": point, "when": "record", "layers": [layer], "all": layer}
+            )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "status.json").write_text(json.dumps({"state": state, "reason": None, "queries": POINTS[-1]}))
     return folder

@@ -17,7 +17,15 @@ PAIRS = [(a, r) for a in algorithms.names() for r in rewards.names("mini") if r 
 
 @pytest.mark.parametrize(("algo", "proxy"), PAIRS)
 def test_runs_to_the_end_of_its_budget(algo: str, proxy: str, tmp_path: Path) -> None:
-    given = {"algo": algo, "proxy": proxy, "suite": "mini", "budget": 32, "eval_points": 2, "eval_images": 8, "num_steps": 3}
+    given = {
+        "algo": algo,
+        "proxy": proxy,
+        "suite": "mini",
+        "budget": 32,
+        "eval_points": 2,
+        "eval_images": 8,
+        "num_steps": 3,
+    }
     if algorithms.get(algo).needs_gradient and not rewards.get(proxy, "mini").differentiable:
         with pytest.raises(UserError, match="differentiable"):
             resolve(given)

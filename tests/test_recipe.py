@@ -21,7 +21,11 @@ def synthetic(names: int = 8) -> object:
     words = ("ant", "bear", "cat", "dove", "eel", "fox", "goat", "hen")[:names]
     images = torch.randint(0, 256, (names * 4, 3, 1, 1), generator=g).expand(-1, -1, 64, 64).to(torch.uint8)
     return data.EmojiSet(
-        images.contiguous(), torch.arange(names).repeat_interleave(4), torch.arange(4).repeat(names), words, (True,) * names
+        images.contiguous(),
+        torch.arange(names).repeat_interleave(4),
+        torch.arange(4).repeat(names),
+        words,
+        (True,) * names,
     )
 
 

@@ -60,7 +60,12 @@ def test_overoptimization_is_told_from_improvement(results: Path) -> None:
 def test_verdict_names_the_better_one_with_its_interval(results: Path) -> None:
     (group,) = group_runs(find_runs([results]))
     (verdict,) = verdicts(group)
-    assert verdict.shown and "TDPO-R keeps 0.30" in verdict.text and "than DDPO" in verdict.text and "3 seeds" in verdict.text
+    assert (
+        verdict.shown
+        and "TDPO-R keeps 0.30" in verdict.text
+        and "than DDPO" in verdict.text
+        and "3 seeds" in verdict.text
+    )
 
 
 def test_no_verdict_with_fewer_than_three_seeds(results: Path) -> None:

@@ -14,7 +14,10 @@ from overopt_bench.report import build_report
 webdriver = pytest.importorskip("selenium.webdriver")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(shutil.which("chromium") is None or shutil.which("chromedriver") is None, reason="needs chromium and chromedriver"),
+    pytest.mark.skipif(
+        shutil.which("chromium") is None or shutil.which("chromedriver") is None,
+        reason="needs chromium and chromedriver",
+    ),
 ]
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -59,6 +62,9 @@ def test_page_works(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped
     assert cells == sorted(cells, reverse=True)
 
     for width in (1400, 390):
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []

@@ -13,7 +13,8 @@ from overopt_bench.report.verdicts import verdicts
 
 TABLE_NOTE = (
     "Interquartile mean over seeds with a 95 % bootstrap interval in brackets; a single seed has none. Peaks are located on one half"
-    " of the images and read on the other. Matched columns: where each algorithm first reaches the smallest final proxy, or path KL, of all."
+    " of the images and read on the other. Matched columns: where each algorithm first reaches the smallest final"
+    " proxy, or path KL, of all."
 )
 SEED_NOTE = "± is one standard error of the paired difference over images; yes means more than two."
 

@@ -51,11 +51,23 @@ def _pair(run: Run, x: str, y: str) -> tuple[Array, Array]:
     return np.array([others[queries[k]] for k in keep]), values[keep]
 
 
-def _line(ax: Axes, runs: list[Run], x: str, y: str, *, dashed: bool = False, label: str | None = None, band: bool = True) -> None:
+def _line(
+    ax: Axes, runs: list[Run], x: str, y: str, *, dashed: bool = False, label: str | None = None, band: bool = True
+) -> None:
     colour, marker = style(runs[0].label)
     xs, ys, low, high = mean_curve(runs, x, y)
     every = max(1, len(xs) // 6)
-    ax.plot(xs, ys, "--" if dashed else "-", color=colour, marker=marker, markevery=every, markersize=4, linewidth=1.5, label=label)
+    ax.plot(
+        xs,
+        ys,
+        "--" if dashed else "-",
+        color=colour,
+        marker=marker,
+        markevery=every,
+        markersize=4,
+        linewidth=1.5,
+        label=label,
+    )
     if band and len(runs) > 1:
         ax.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
@@ -73,7 +85,16 @@ def _legend(figure: Figure, axes: np.ndarray, note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
         ax.tick_params(labelsize=8)
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=max(1, min(len(found), int(figure.get_figwidth() // 1.7))), fontsize=8, frameon=False, title=note, title_fontsize=8)
+    figure.legend(
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=max(1, min(len(found), int(figure.get_figwidth() // 1.7))),
+        fontsize=8,
+        frameon=False,
+        title=note,
+        title_fontsize=8,
+    )
 
 
 BANDS = "bands: least and greatest seed; without a band: a single seed"
@@ -88,7 +109,14 @@ def proxy_and_gold(group: Group) -> Figure:
             ax = axes[row, column]
             for label in group.labels(proxy):
                 runs = group.of(proxy, label)
-                _line(ax, runs, "queries", f"train/{reward}/mean", dashed=dashed, label=f"{label} ({seeds_word(runs)})" if len(proxies) == 1 else label)
+                _line(
+                    ax,
+                    runs,
+                    "queries",
+                    f"train/{reward}/mean",
+                    dashed=dashed,
+                    label=f"{label} ({seeds_word(runs)})" if len(proxies) == 1 else label,
+                )
             ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
             ax.set_ylabel(f"proxy: {proxy}" if row == 0 else f"gold: {group.gold}", fontsize=8)
         axes[1, column].set_xlabel("reward queries", fontsize=8)
@@ -98,15 +126,25 @@ def proxy_and_gold(group: Group) -> Figure:
 
 def gold_against_proxy(group: Group) -> Figure:
     """Each path from the base model: right is what is optimised, up is what is wanted."""
-    return _one_row(group, "Gold against proxy", lambda proxy: f"train/{proxy}/mean", lambda proxy: f"proxy: {proxy}", ["gold"])
+    return _one_row(
+        group, "Gold against proxy", lambda proxy: f"train/{proxy}/mean", lambda proxy: f"proxy: {proxy}", ["gold"]
+    )
 
 
 def against_kl(group: Group) -> Figure:
     """The picture of Gao et al.: proxy and gold against the distance from the base model."""
-    return _one_row(group, "Proxy and gold against distance from the base model", lambda proxy: "train/sqrt_kl", lambda proxy: "sqrt(path KL), sqrt(nats)", ["proxy", "gold"])
+    return _one_row(
+        group,
+        "Proxy and gold against distance from the base model",
+        lambda proxy: "train/sqrt_kl",
+        lambda proxy: "sqrt(path KL), sqrt(nats)",
+        ["proxy", "gold"],
+    )
 
 
-def _one_row(group: Group, title: str, x: Callable[[str], str], x_label: Callable[[str], str], what: list[str]) -> Figure:
+def _one_row(
+    group: Group, title: str, x: Callable[[str], str], x_label: Callable[[str], str], what: list[str]
+) -> Figure:
     proxies = group.proxies()
     figure, axes = _panels(len(what), len(proxies), f"{title} — {group.title}, training prompts")
     for column, proxy in enumerate(proxies):
@@ -114,7 +152,15 @@ def _one_row(group: Group, title: str, x: Callable[[str], str], x_label: Callabl
             reward, ax = (proxy if kind == "proxy" else group.gold), axes[row, column]
             for label in group.labels(proxy):
                 if label != "base":
-                    _line(ax, group.of(proxy, label), x(proxy), f"train/{reward}/mean", dashed=kind == "gold", label=label, band=False)
+                    _line(
+                        ax,
+                        group.of(proxy, label),
+                        x(proxy),
+                        f"train/{reward}/mean",
+                        dashed=kind == "gold",
+                        label=label,
+                        band=False,
+                    )
             ax.set_ylabel(f"{kind}: {reward}", fontsize=8)
             ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
         axes[-1, column].set_xlabel(x_label(proxy), fontsize=8)
@@ -144,7 +190,13 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
 
     limit = max([float(np.nanmax(np.abs(values))) for _, _, values in changes.values()] + [0.1])
     rows, columns = (max(len(v[axis]) for v in changes.values()) for axis in (0, 1))
-    figure, axes = _panels(1, len(changes), f"Trained on (rows), scored by (columns): end minus base, in standard deviations of base images — {group.title}", 0.55 * columns + 1.2, 0.4 * rows + 1.2)
+    figure, axes = _panels(
+        1,
+        len(changes),
+        f"Trained on (rows), scored by (columns): end minus base, in standard deviations of base images — {group.title}",
+        0.55 * columns + 1.2,
+        0.4 * rows + 1.2,
+    )
     for k, (ax, (label, (trained, scored, values))) in enumerate(zip(axes.flat, changes.items(), strict=True)):
         sns.heatmap(values, ax=ax, vmin=-limit, vmax=limit, cmap="PuOr", center=0, annot=True, fmt=".1f", annot_kws={"size": 7},
                     xticklabels=scored, yticklabels=trained, cbar=k == len(changes) - 1)  # fmt: skip
@@ -155,7 +207,12 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
 
 def dormant(group: Group) -> Figure | None:
     """Share of dormant critic neurons over training: a row per threshold, a column per critic algorithm and proxy."""
-    cells = [(proxy, label) for proxy in group.proxies() for label in group.labels(proxy) if any(r.of("critic") for r in group.of(proxy, label))]
+    cells = [
+        (proxy, label)
+        for proxy in group.proxies()
+        for label in group.labels(proxy)
+        if any(r.of("critic") for r in group.of(proxy, label))
+    ]
     if not cells:
         return None
     thresholds = ("0", "0.025", "0.1")

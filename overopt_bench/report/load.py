@@ -101,8 +101,12 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     folders: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give run folders or a results folder, such as `overopt-bench report results`")
-        found = sorted(f.parent for name in ("config.json", "metrics.jsonl") for f in path.rglob(name) if ".tmp" not in f.name)
+            raise UserError(
+                f"{path} is no folder; give run folders or a results folder, such as `overopt-bench report results`"
+            )
+        found = sorted(
+            f.parent for name in ("config.json", "metrics.jsonl") for f in path.rglob(name) if ".tmp" not in f.name
+        )
         folders += [f for f in dict.fromkeys(found) if f not in folders and _looks_like_run(f)]
     if not folders:
         raise UserError(f"there is no run in {', '.join(map(str, paths))}; make one with `overopt-bench run`")
@@ -164,14 +168,15 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         key["weights"] = run.provenance.get("weights")
         tables.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     groups = []
-    for key, members in tables.items():
+    for text, members in tables.items():
         for k, part in enumerate(_consistent(members)):
-            settings = json.loads(key)
+            settings = json.loads(text)
             name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}" + (f"-variant{k}" if k else "")
             groups.append(Group(name, settings, tuple(part)))
     names = [g.name for g in groups]
     return [
-        Group(g.name if names.count(g.name) == 1 else f"{g.name}-{n + 1}", g.settings, g.runs) for n, g in enumerate(groups)
+        Group(g.name if names.count(g.name) == 1 else f"{g.name}-{n + 1}", g.settings, g.runs)
+        for n, g in enumerate(groups)
     ]
 
 

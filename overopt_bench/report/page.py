@@ -25,7 +25,11 @@ def table_context(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def group_context(
-    group: Group, verdicts: list[Any], figures: list[tuple[str, Path]], tables: list[dict[str, Any]], strips: list[dict[str, Any]]
+    group: Group,
+    verdicts: list[Any],
+    figures: list[tuple[str, Path]],
+    tables: list[dict[str, Any]],
+    strips: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that one group of comparable runs shows."""
     settings = {k: v for k, v in group.settings.items() if k != "weights"}

@@ -47,7 +47,9 @@ def _smallest_end(group: Group, proxy: str, labels: list[str], key: str) -> floa
     return min(known) if known else None
 
 
-def _row(runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float | None, match_kl: float | None) -> dict[str, Any] | None:
+def _row(
+    runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float | None, match_kl: float | None
+) -> dict[str, Any] | None:
     key = f"{split}/{gold}/mean"
     if any(not len(run.curve(key)[0]) for run in runs):
         return None
@@ -55,7 +57,7 @@ def _row(runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float 
 
     def seeds(values: list[float | None]) -> str:
         known = [v for v in values if v is not None]
-        return show(over_seeds(np.array(known), rng)) if len(known) == len(values) and known else "–"
+        return show(over_seeds(np.array(known), rng)) if len(known) == len(values) and known else "-"
 
     peaks = [_peak(run, split, gold) for run in runs]
     matched_proxy = [_matched(run, f"{split}/{proxy}/mean", key, match_proxy) for run in runs]
@@ -156,5 +158,5 @@ def write(table: pd.DataFrame, folder: Path, name: str) -> None:
 
 
 def _tex(cells: Any) -> str:
-    words = (str(c).replace("_", r"\_").replace("±", r"$\pm$").replace("–", "--") for c in cells)
+    words = (str(c).replace("_", r"\_").replace("±", r"$\pm$").replace("-", "--") for c in cells)
     return " & ".join(words) + r" \\"

@@ -12,7 +12,14 @@ from overopt_bench.report.tables import SEED
 from overopt_bench.stats import difference, probability_of_improvement
 
 ENOUGH = 3  # seeds of each algorithm below which no verdict is given
-NAMES = {"ddpo": "DDPO", "alignprop": "AlignProp", "tdpo": "TDPO", "tdpo_r": "TDPO-R", "base": "The base model", "best_of_n": "Best-of-n"}
+NAMES = {
+    "ddpo": "DDPO",
+    "alignprop": "AlignProp",
+    "tdpo": "TDPO",
+    "tdpo_r": "TDPO-R",
+    "base": "The base model",
+    "best_of_n": "Best-of-n",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,9 @@ def verdicts(group: Group, split: str = "train") -> list[Verdict]:
         few = [label for label in labels if len(group.of(proxy, label)) < ENOUGH]
         if few and len(labels) > 1:
             counts = ", ".join(f"{name(label)} {len(group.of(proxy, label))}" for label in few)
-            found.append(Verdict(proxy, f"On {proxy} no verdict is given for {counts}: fewer than {ENOUGH} seeds.", False))
+            found.append(
+                Verdict(proxy, f"On {proxy} no verdict is given for {counts}: fewer than {ENOUGH} seeds.", False)
+            )
         for a, b in combinations([label for label in labels if label not in few], 2):
             found.append(_compare(group, proxy, a, b, split))
     return found
@@ -61,7 +70,12 @@ def _compare(group: Group, proxy: str, a: str, b: str, split: str) -> Verdict:
     interval = f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}, {seeds} seeds"
     chance = probability_of_improvement(one, two)
     if estimate.low <= 0:
-        return Verdict(proxy, f"On {proxy} no difference in {group.gold} at the end was shown between {name(a)} and {name(b)} ({estimate.value:+.3f}, {interval}).", False)
+        return Verdict(
+            proxy,
+            f"On {proxy} no difference in {group.gold} at the end was shown between {name(a)} and {name(b)}"
+            f" ({estimate.value:+.3f}, {interval}).",
+            False,
+        )
     return Verdict(
         proxy,
         f"On {proxy}, {name(a)} keeps {estimate.value:.3f} more gold ({group.gold}) than {name(b)} at the end"

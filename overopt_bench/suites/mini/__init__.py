@@ -28,7 +28,14 @@ class MiniSuite(Suite):
     summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
     gold = "human"
     defaults = SuiteDefaults(
-        num_steps=10, guidance_scale=1.5, eta=1.0, lora_rank=8, lora_alpha=8, budget=4096, eval_points=11, eval_images=64
+        num_steps=10,
+        guidance_scale=1.5,
+        eta=1.0,
+        lora_rank=8,
+        lora_alpha=8,
+        budget=4096,
+        eval_points=11,
+        eval_images=64,
     )
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
@@ -42,7 +49,9 @@ class MiniSuite(Suite):
         """
         path = self.weights / name
         if not path.exists():
-            raise UserError(f"the mini suite lacks {path}; reinstall, or make it: python -m overopt_bench.suites.mini.recipe")
+            raise UserError(
+                f"the mini suite lacks {path}; reinstall, or make it: python -m overopt_bench.suites.mini.recipe"
+            )
         return path
 
     def digest(self, path: Path) -> str:
@@ -62,7 +71,8 @@ class MiniSuite(Suite):
 
     @property
     def prompts(self) -> dict[str, tuple[str, ...]]:
-        return {split: tuple(names) for split, names in self._world["splits"].items()}
+        splits = {**self._world["splits"], "tuning": self._world["tuning"]}
+        return {split: tuple(names) for split, names in splits.items()}
 
     @property
     def names(self) -> tuple[str, ...]:

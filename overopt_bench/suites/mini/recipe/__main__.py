@@ -90,7 +90,9 @@ def build(s: Settings, cache: Path, work: Path, out: Path) -> None:
     card.write(s, data, sampler, facts, out)
 
 
-def train_proxies(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, suite: MiniSuite, work: Path, out: Path) -> None:
+def train_proxies(
+    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, suite: MiniSuite, work: Path, out: Path
+) -> None:
     """Labels and fits; a proxy that is there already is kept."""
     w = s.guidance_scale
 
@@ -105,7 +107,7 @@ def train_proxies(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, s
     ):
         g = generator_for(s.seed, f"{name} pairs")
         chosen = pairs(s, data, sampler, human, count, w, g)
-        save(name, proxies.train_preference(s, name, scorer, suite.fresh_clip(), chosen, work))  # type: ignore[arg-type]
+        save(name, proxies.train_preference(s, name, scorer, suite.fresh_clip(), chosen, work))
 
 
 def main(

@@ -34,7 +34,13 @@ def write(s: Settings, data: EmojiSet, sampler: Sampler, facts: dict[str, Any], 
     real = augment(data.images[pick].float() / 255, g, 0.0)
     save_grid(torch.cat([real, reconstruct(sampler.pipe.vae, real)]), columns, out / "reconstructions.png")
     sizes = {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*.safetensors"))}
-    facts = {**facts, "bytes": sizes, "drawings": len(data.images), "names": len(data.names), "animals": sum(data.is_animal)}
+    facts = {
+        **facts,
+        "bytes": sizes,
+        "drawings": len(data.images),
+        "names": len(data.names),
+        "animals": sum(data.is_animal),
+    }
     (out / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

@@ -114,7 +114,8 @@ def load_emoji(folder: Path, *, names: int | None = None) -> EmojiSet:
         folder: where the archives are kept. names: only the first so many names (the miniature recipe).
     """
     listing, readers = _readers(fetch(folder))
-    images, name_ids, style_ids, kept, animal = [], [], [], [], []
+    images, name_ids, style_ids, animal = [], [], [], []
+    kept: list[str] = []
     for entry in sorted(listing, key=lambda e: int(e["sort_order"])):
         if entry["subcategory"] not in ANIMALS + OBJECTS or (names is not None and len(kept) == names):
             continue

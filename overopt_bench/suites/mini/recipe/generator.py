@@ -55,10 +55,19 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 def train_vae(s: Settings, data: EmojiSet, work: Path) -> AutoencoderKL:
     """32 x 32 images to 4 x 8 x 8 latents; scaled to unit variance by ``scaling_factor``."""
-    vae = seeded(s.seed, "vae", lambda: AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 64), layers_per_block=1, norm_num_groups=8, latent_channels=4, sample_size=32,
-    ))
+    vae = seeded(
+        s.seed,
+        "vae",
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(24, 48, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+            sample_size=32,
+        ),
+    )
     assert isinstance(vae, AutoencoderKL)
     vae.to(memory_format=torch.channels_last)
 
@@ -70,7 +79,7 @@ def train_vae(s: Settings, data: EmojiSet, work: Path) -> AutoencoderKL:
         y = model.decode(z).sample  # type: ignore[operator]
         slopes = (y.diff(dim=2) - x.diff(dim=2)).abs().mean() + (y.diff(dim=3) - x.diff(dim=3)).abs().mean()
         kl = posterior.kl().mean() / z[0].numel()
-        return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + 0.3 * slopes + 1e-3 * kl
+        return torch.as_tensor((y - x).abs().mean() + 2 * F.mse_loss(y, x) + 0.3 * slopes + 1e-3 * kl)
 
     fit("vae", vae, loss, work=work, seed=s.seed, steps=s.vae_steps, lr=2e-3)
     g = generator_for(s.seed, "vae scale")
@@ -98,10 +107,25 @@ def normalise(images: Tensor) -> Tensor:
 def train_clip(s: Settings, data: EmojiSet, tokenizer: CLIPTokenizer, work: Path) -> CLIPModel:
     """A contrastive CLIPModel; images of the same caption are not each other's negatives."""
     ids = dict(bos_token_id=len(tokenizer) - 2, eos_token_id=len(tokenizer) - 1, pad_token_id=len(tokenizer) - 1)
-    text = dict(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
-                num_attention_heads=4, max_position_embeddings=CONTEXT, projection_dim=64, **ids)
-    vision = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=5, num_attention_heads=4, image_size=32,
-                  patch_size=4, projection_dim=64)
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        projection_dim=64,
+        **ids,
+    )
+    vision = dict(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=4,
+        projection_dim=64,
+    )
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
     clip = seeded(s.seed, "clip", lambda: CLIPModel(config))
     assert isinstance(clip, CLIPModel)
@@ -121,7 +145,7 @@ def train_clip(s: Settings, data: EmojiSet, tokenizer: CLIPTokenizer, work: Path
         target = fits.float()
         rows = -(target / target.sum(1, keepdim=True) * out.logits_per_image.log_softmax(1)).sum(1)
         columns = -(target / target.sum(0, keepdim=True) * out.logits_per_image.log_softmax(0)).sum(0)
-        return (rows.mean() + columns.mean()) / 2
+        return torch.as_tensor((rows.mean() + columns.mean()) / 2)
 
     fit("clip", clip, loss, work=work, seed=s.seed, steps=s.clip_steps, lr=1e-3, weight_decay=0.1)
     return clip
@@ -139,28 +163,46 @@ def text_tower(clip: CLIPModel) -> CLIPTextModel:
 
 def scheduler() -> DDIMScheduler:
     """Stable Diffusion's schedule, with its shipped boundary (alphas_cumprod[0]) at the last step."""
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                         set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon")
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
 
 
 def train_unet(
     s: Settings, data: EmojiSet, vae: AutoencoderKL, tower: CLIPTextModel, tokenizer: CLIPTokenizer, work: Path
 ) -> UNet2DConditionModel:
     """Noise prediction with min-SNR-5 weights (Hang et al. 2023) and 10 % empty captions."""
-    unet = seeded(s.seed, "unet", lambda: UNet2DConditionModel(
-        sample_size=8, block_out_channels=s.unet_blocks, layers_per_block=1, norm_num_groups=16, attention_head_dim=4,
-        cross_attention_dim=128, down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    ))
+    unet = seeded(
+        s.seed,
+        "unet",
+        lambda: UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=s.unet_blocks,
+            layers_per_block=1,
+            norm_num_groups=16,
+            attention_head_dim=4,
+            cross_attention_dim=128,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+    )
     assert isinstance(unet, UNet2DConditionModel)
     unet.to(memory_format=torch.channels_last)
     g = generator_for(s.seed, "unet latents")
-    latents = torch.stack([
-        encode_latents(vae, augment(data.images.float() / 255, g), g) for _ in range(s.latent_copies)
-    ])  # [copies, N, 4, 8, 8]
+    latents = torch.stack(
+        [encode_latents(vae, augment(data.images.float() / 255, g), g) for _ in range(s.latent_copies)]
+    )  # [copies, N, 4, 8, 8]
     with torch.no_grad():
-        embeds = [tower(tokens(tokenizer, [data.caption(k, styled) for k in range(len(data.images))])).last_hidden_state
-                  for styled in (False, True)]
+        embeds = [
+            tower(tokens(tokenizer, [data.caption(k, styled) for k in range(len(data.images))])).last_hidden_state
+            for styled in (False, True)
+        ]
         empty = tower(tokens(tokenizer, [""])).last_hidden_state
     alphas = scheduler().alphas_cumprod
     captions = torch.stack([*embeds, empty.expand_as(embeds[0])])  # [3, N, 16, 128]
@@ -178,7 +220,7 @@ def train_unet(
         eps = model(noisy, t, captions[kind, pick]).sample
         snr = (a / (1 - a)).flatten()
         weight = snr.clamp(max=5) / snr
-        return (weight * ((eps - noise) ** 2).flatten(1).mean(1)).mean()
+        return torch.as_tensor((weight * ((eps - noise) ** 2).flatten(1).mean(1)).mean())
 
     fit("unet", unet, loss, work=work, seed=s.seed, steps=s.unet_steps, lr=1.2e-3, ema=0.998)
     return unet
@@ -193,8 +235,14 @@ def save_pipeline(
     ``vocabulary`` is the folder that ``make_tokenizer`` wrote.
     """
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=tower, tokenizer=tokenizer, unet=unet, scheduler=scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=tower,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json

@@ -48,7 +48,13 @@ def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, work: Path) -> Pool
         return ids, [data.names[k] for k in ids.tolist()]
 
     n = s.pool_size
-    for scale, q in ((guidance, QUALITY["base"]), (1.0, 0.45), (2.0, QUALITY["base"]), (3.0, 0.45), (6.0, QUALITY["oversaturated"])):
+    for scale, q in (
+        (guidance, QUALITY["base"]),
+        (1.0, 0.45),
+        (2.0, QUALITY["base"]),
+        (3.0, 0.45),
+        (6.0, QUALITY["oversaturated"]),
+    ):
         ids, prompts = draw(2 * n if scale == guidance else n)
         add(sampler(prompts, g, guidance=scale), ids, q, teach_name=False)
     for start in (3, 5, 6, 7, 8):  # of 10 steps: the later the start, the more of the real drawing is kept
@@ -65,7 +71,9 @@ def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, work: Path) -> Pool
     return pool
 
 
-def _judge_batch(data: EmojiSet, drawings: Tensor, pool: Pool, vae: nn.Module, size: int, g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _judge_batch(
+    data: EmojiSet, drawings: Tensor, pool: Pool, vae: nn.Module, size: int, g: Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images, target name, weight of the naming loss and quality for one step of one judge."""
     half = size // 2
     pick = drawings[torch.randint(len(drawings), (half,), generator=g)]
@@ -118,7 +126,9 @@ def train_judge(s: Settings, data: EmojiSet, pool: Pool, vae: nn.Module, work: P
 
         def quality(model: nn.Module, g: Generator, drawings: Tensor = drawings, own: Pool = own) -> Tensor:
             images, _, _, target = _judge_batch(data, drawings, own, vae, s.judge_batch, g)
-            return F.binary_cross_entropy_with_logits(model(images.contiguous(memory_format=torch.channels_last)), target)
+            return F.binary_cross_entropy_with_logits(
+                model(images.contiguous(memory_format=torch.channels_last)), target
+            )
 
         member.to(memory_format=torch.channels_last)
         fit(f"judge{m}-naming", member.name, naming, work=work, seed=s.seed, steps=s.judge_steps, lr=3e-3)

@@ -46,7 +46,9 @@ def base_samples(data: EmojiSet, sampler: Sampler, human: Human, n: int, guidanc
     return rate(sampler(prompts, g, guidance=guidance), prompts, human, sampler)
 
 
-def train_aesthetic(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, clip: CLIPModel, guidance: float, work: Path) -> AestheticHead:
+def train_aesthetic(
+    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, clip: CLIPModel, guidance: float, work: Path
+) -> AestheticHead:
     """Ratings: human + noise, of base samples at guidance scales that a user would try."""
     g = generator_for(s.seed, "aesthetic labels")
     prompts = _prompts(data, s.aesthetic_labels, g)
@@ -85,14 +87,18 @@ def prefer(s: Settings, a: Rated, b: Rated, g: Generator) -> Pairs:
     return Pairs(a.images, b.images, a.ids, (a.truth + noise[0] > b.truth + noise[1]).float())
 
 
-def base_pairs(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Pairs:
+def base_pairs(
+    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator
+) -> Pairs:
     """n pairs of base samples."""
     prompts = _prompts(data, n, g)
     a, b = (rate(sampler(prompts, g, guidance=guidance), prompts, human, sampler) for _ in range(2))
     return prefer(s, a, b, g)
 
 
-def mixed_pairs(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Pairs:
+def mixed_pairs(
+    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator
+) -> Pairs:
     """n pairs between different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
     prompts = _prompts(data, n, g)
     quarter = -(-n // 4)
@@ -112,7 +118,14 @@ def mixed_pairs(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: 
     return prefer(s, rate(left, prompts, human, sampler), rate(right, prompts, human, sampler), g)
 
 
-def train_preference(s: Settings, name: str, scorer: type[CrossAttentionScorer] | type[SimilarityScorer], clip: CLIPModel, pairs: Pairs, work: Path) -> nn.Module:
+def train_preference(
+    s: Settings,
+    name: str,
+    scorer: type[CrossAttentionScorer] | type[SimilarityScorer],
+    clip: CLIPModel,
+    pairs: Pairs,
+    work: Path,
+) -> nn.Module:
     """Bradley-Terry on pairs; the text tower and all but the last two vision layers stay frozen."""
     model = seeded(s.seed, name, lambda: scorer(clip))
     clip.requires_grad_(False)

@@ -57,7 +57,10 @@ def judge_ordering(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, 
     g = generator_for(s.seed, "judge ordering")
     pick = torch.randint(len(data.images), (n,), generator=g)
     prompts = [data.names[k] for k in data.name[pick].tolist()]
-    swapped = [data.names[(k + 1 + int(torch.randint(len(data.names) - 1, (1,), generator=g))) % len(data.names)] for k in data.name[pick].tolist()]
+    swapped = [
+        data.names[(k + 1 + int(torch.randint(len(data.names) - 1, (1,), generator=g))) % len(data.names)]
+        for k in data.name[pick].tolist()
+    ]
     real = augment(data.images[pick].float() / 255, g)
     base = sampler(prompts, g, guidance=s.guidance_scale)
     table: dict[str, tuple[Tensor, list[str]]] = {
@@ -87,7 +90,9 @@ def judge_ordering(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, 
     return out
 
 
-def correlations(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, proxies: dict[str, Reward]) -> dict[str, dict[str, float]]:
+def correlations(
+    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, proxies: dict[str, Reward]
+) -> dict[str, dict[str, float]]:
     """Spearman correlation with ``human`` on fresh base samples of random names, and the proxies' mean and spread."""
     g: Generator = generator_for(s.seed, "spearman")
     n = s.spearman_samples
@@ -107,6 +112,11 @@ def save_grid(images: Tensor, columns: int, path: Any, zoom: int = 2) -> None:
     """Images ``[N, 3, H, W]`` in [0, 1] as one PNG, row by row, each pixel ``zoom`` wide."""
     n, _, h, w = images.shape
     rows = n // columns
-    grid = images[: rows * columns].reshape(rows, columns, 3, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, 3)
+    grid = (
+        images[: rows * columns]
+        .reshape(rows, columns, 3, h, w)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(rows * h, columns * w, 3)
+    )
     picture = Image.fromarray((grid * 255).round().to(torch.uint8).numpy())
     picture.resize((columns * w * zoom, rows * h * zoom), Image.Resampling.NEAREST).save(path)

@@ -119,7 +119,9 @@ CORRUPTIONS: dict[str, Callable[[Tensor, Tensor, Generator], Tensor]] = {
     "blobs": _blobs,
     "tiles": _shuffle,
     "fade": lambda x, s, g: 1 - (1 - x) * (1 - 0.95 * s),
-    "saturate": lambda x, s, g: (x.mean(1, keepdim=True) + (x - x.mean(1, keepdim=True)) * (1 + 4 * s) - 0.5) * (1 + s) + 0.5,
+    "saturate": lambda x, s, g: (
+        (x.mean(1, keepdim=True) + (x - x.mean(1, keepdim=True)) * (1 + 4 * s) - 0.5) * (1 + s) + 0.5
+    ),
     "grey": lambda x, s, g: x + (x.mean(1, keepdim=True) - x) * s,
 }
 

@@ -44,7 +44,27 @@ class Settings:
     @classmethod
     def miniature(cls) -> Settings:
         """A few steps of everything, for the end-to-end test."""
-        return cls(names=8, vae_steps=4, vae_batch=4, clip_steps=4, clip_batch=8, unet_steps=4, unet_batch=4,
-                   unet_blocks=(16, 32), latent_copies=1, pool_size=4, judge_steps=3, judge_batch=8, judge_width=8,
-                   classifier_steps=3, aesthetic_labels=12, aesthetic_steps=4, imagereward_pairs=8, pickscore_pairs=8,
-                   hpsv2_pairs=8, preference_steps=3, preference_batch=4, spearman_samples=16)
+        return cls(
+            names=8,
+            vae_steps=4,
+            vae_batch=4,
+            clip_steps=4,
+            clip_batch=8,
+            unet_steps=4,
+            unet_batch=4,
+            unet_blocks=(16, 32),
+            latent_copies=1,
+            pool_size=4,
+            judge_steps=3,
+            judge_batch=8,
+            judge_width=8,
+            classifier_steps=3,
+            aesthetic_labels=12,
+            aesthetic_steps=4,
+            imagereward_pairs=8,
+            pickscore_pairs=8,
+            hpsv2_pairs=8,
+            preference_steps=3,
+            preference_batch=4,
+            spearman_samples=16,
+        )

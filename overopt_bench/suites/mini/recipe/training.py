@@ -68,7 +68,7 @@ def fit(
             group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         value = loss(module, generator)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -76,15 +76,24 @@ def fit(
         decay = min(ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for a, p in zip(average.parameters(), module.parameters(), strict=True):
-                a.lerp_(p, 1 - decay)
-            for a, p in zip(average.buffers(), module.buffers(), strict=True):
-                a.copy_(p)
+                a.data.lerp_(p.data, 1 - decay)
+            for old, new in zip(average.buffers(), module.buffers(), strict=True):
+                old.copy_(new)
         if step % max(1, steps // 50) == 0:
             left = (time.monotonic() - started) / (step - first) * (steps - step)
-            print(f"{name}: step {step}/{steps}  loss {sum(losses[-50:]) / len(losses[-50:]):.4f}  {left / 60:.1f} min left", flush=True)
+            print(
+                f"{name}: step {step}/{steps}  loss {sum(losses[-50:]) / len(losses[-50:]):.4f}  {left / 60:.1f} min left",
+                flush=True,
+            )
         if step == steps or time.monotonic() - saved > save_seconds:
-            state = {"module": module.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "generator": generator.get_state(), "step": step, "losses": losses}, path.with_suffix(".tmp"))
+            state = {
+                "module": module.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            torch.save(
+                {**state, "generator": generator.get_state(), "step": step, "losses": losses}, path.with_suffix(".tmp")
+            )
             os.replace(path.with_suffix(".tmp"), path)
             saved = time.monotonic()
     module.load_state_dict(average.state_dict())
