@@ -1,0 +1,90 @@
+"""A chain of Gaussians whose means are parameters: small enough to differentiate by hand, with the real interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from overopt_bench.transition import Transition
+from overopt_bench.types import TrainContext, Trajectory
+
+PROMPTS = ("ant", "bee", "cat", "dog")
+
+
+class ToyPolicy:
+    """x_{i+1} ~ N(x_i / 2 + shift_i, std^2); the image is the last latent itself, unclamped, as three equal pixels."""
+
+    def __init__(
+        self, steps: int = 2, dimensions: int = 2, std: float = 0.5, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.num_steps, self.latent_shape, self.nfe = steps, (dimensions, 1, 1), 0
+        self.device, self.std, self.dtype = torch.device("cpu"), std, dtype
+        self.shift = nn.Parameter(torch.zeros(steps, dimensions, dtype=dtype))
+        self._on = True
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [self.shift]
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        self._on = False
+        yield
+        self._on = True
+
+    def transition(self, latents: Tensor, steps: Tensor, prompts: Sequence[str]) -> Transition:
+        shift = self.shift[steps] if self._on else torch.zeros_like(self.shift[steps])
+        std = torch.full((len(latents), 1, 1, 1), self.std, dtype=self.dtype)
+        return Transition(latents / 2 + shift[..., None, None], std)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.mean(1, keepdim=True).expand(-1, 3, 1, 1)
+
+    def rollout(
+        self, prompts: Sequence[str], generator: Generator, *, grad_from: int | None = None, checkpoint: bool = False
+    ) -> Trajectory:
+        shape = (len(prompts), *self.latent_shape)
+        x = torch.randn(shape, generator=generator, dtype=self.dtype)
+        latents, log_probs = [x], []
+        for i in range(self.num_steps):
+            steps = torch.full((len(prompts),), i)
+            with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
+                step = self.transition(x, steps, prompts)
+                x = step.sample(torch.randn(shape, generator=generator, dtype=self.dtype))
+            log_probs.append(step.log_prob(x).detach())
+            latents.append(x.detach())
+        timesteps = torch.arange(self.num_steps).flip(0)
+        return Trajectory(tuple(prompts), torch.stack(latents, 1), timesteps, torch.stack(log_probs, 1), self.decode(x))
+
+
+class ToyProxy:
+    """-(pixel - 1)^2: the best mean image is 1, whatever the noise. Counts what it scored."""
+
+    name, differentiable = "toy", True
+
+    def __init__(self, left: int = 10**9) -> None:
+        self.left = left
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.left -= len(images)
+        assert self.left >= 0, "overspent"
+        return -((images[:, 0, 0, 0] - 1) ** 2)
+
+
+def context(policy: Any, *, seed: int = 0, proxy: ToyProxy | None = None) -> TrainContext:
+    """What the harness would give to an algorithm; features are the pixel and its square."""
+    proxy = proxy or ToyProxy()
+    generators = {
+        name: Generator().manual_seed(seed * 10 + k)
+        for k, name in enumerate(("sampling", "prompts", "batch", "critic"))
+    }
+
+    def draw(n: int, group: int) -> list[str]:
+        picks = torch.randint(len(PROMPTS), (n // group,), generator=generators["prompts"]).tolist()
+        return [PROMPTS[k] for k in picks for _ in range(group)]
+
+    encoder: Callable[[Tensor], Tensor] = lambda images: torch.stack([images[:, 0, 0, 0], images[:, 0, 0, 0] ** 2], 1)  # noqa: E731
+    return TrainContext(policy, proxy, encoder, 2, PROMPTS, draw, generators, lambda: proxy.left)
