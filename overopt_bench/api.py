@@ -23,7 +23,7 @@ def run(
     guidance_scale: o.GuidanceScale = None, eta: o.Eta = None, lora_rank: o.LoraRank = None,
     lora_alpha: o.LoraAlpha = None, eval_points: o.EvalPoints = None, eval_images: o.EvalImages = None,
     eval_seed: o.EvalSeed = None, train_split: o.TrainSplit = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
-    out: o.Out = Path("results"), device: o.Device = None,
+    out: o.Out = Path("results"), device: o.Device = None, tracker: o.Tracker = None,
 ) -> Path:  # fmt: skip
     """Optimise a proxy under a budget, or resume what was cut off.
 
@@ -41,7 +41,7 @@ def run(
     resolved = options.config(algo, proxy, seed, parse_set(set or ()))
     _announce(options, [resolved])
     probe(resolved)
-    return _start(resolved, options, out)
+    return _start(resolved, options, out, tracker)
 
 
 def sweep(
@@ -133,7 +133,7 @@ def _announce(options: Options, configs: builtins.list[RunConfig]) -> None:
         print("warning:", line, file=sys.stderr, flush=True)
 
 
-def _start(config: RunConfig, options: Options, out: Path) -> Path:
+def _start(config: RunConfig, options: Options, out: Path, tracker: str | None = None) -> Path:
     from overopt_bench import train
 
-    return train.run(config, out=Path(out), device=options.device, plugins=options.plugins)
+    return train.run(config, out=Path(out), device=options.device, plugins=options.plugins, tracker=tracker)

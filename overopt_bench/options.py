@@ -45,6 +45,7 @@ EvalImages = Annotated[int | None, typer.Option(help="Images per prompt split an
 EvalSeed = Annotated[
     int | None, typer.Option(help="Seed of the evaluation noise; compare runs only at equal ones. [0]")
 ]
+Tracker = Annotated[str | None, typer.Option(help="Also log live to tensorboard or wandb.")]
 TrainSplit = Annotated[str | None, typer.Option(help="Prompts to train on: train, or tuning to search settings.")]
 Tag = Annotated[str | None, typer.Option(help="Appended to the run folder's name.")]
 Plugin = Annotated[

@@ -79,13 +79,11 @@ def provenance(
 
 def resume_command(config: RunConfig, out: Path, device: str, plugins: Sequence[Plugin]) -> str:
     """The command that goes on with a run: its own recorded configuration, whatever was typed at first."""
-    from overopt_bench.recorder import run_folder
-
     words = [
         "overopt-bench",
         "run",
         "--config",
-        str(run_folder(out, config) / "config.json"),
+        str(config.folder(out) / "config.json"),
         "--out",
         str(out),
         "--device",

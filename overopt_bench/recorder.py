@@ -35,17 +35,11 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def run_folder(out: Path, config: RunConfig) -> Path:
-    """out/suite/proxy/algorithm/seedN[-tag]."""
-    leaf = f"seed{config.seed}" + (f"-{config.tag}" if config.tag else "")
-    return out / config.suite / config.proxy / config.algo / leaf
-
-
 class Recorder:
     """Writes one run. Opening it creates or checks the folder and holds its lock until ``close``.
 
     Args:
-        folder: see ``run_folder``. config: of this run. provenance: for ``config.json``, where it is new.
+        folder: ``config.folder(out)``. config: of this run. provenance: for ``config.json``, where it is new.
 
     Raises:
         UserError: where another process holds the folder, another configuration made it, or it is no run folder.

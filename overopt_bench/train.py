@@ -21,7 +21,7 @@ from overopt_bench.plugins import Plugin
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.progress import Progress
 from overopt_bench.provenance import provenance, resume_command
-from overopt_bench.recorder import Recorder, run_folder
+from overopt_bench.recorder import Recorder
 from overopt_bench.registry import algorithms, get_reward, get_suite, rewards
 from overopt_bench.seeding import Generators
 from overopt_bench.trackers import Tracker
@@ -106,7 +106,7 @@ class _Session:
         proxy = self.rewards[config.proxy]
         own_encoder = proxy.feature_dim is not None
         self.recorder = Recorder(
-            run_folder(out, config), config, provenance(config, suite, self.rewards, own_encoder, plugins, device)
+            config.folder(out), config, provenance(config, suite, self.rewards, own_encoder, plugins, device)
         )
         self.tracker = Tracker(tracker, config, self.recorder.folder)
         self.policy = DiffusionPolicy(

@@ -1,0 +1,157 @@
+"""Whole runs on the mini suite: deterministic, resumable after any kill, honest about failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from overopt_bench import train
+from overopt_bench.config import resolve
+from overopt_bench.errors import RunError
+from overopt_bench.evaluate import diversity, image_noise
+from overopt_bench.registry import rewards
+
+SMALL = {"suite": "mini", "budget": 96, "eval_points": 3, "eval_images": 8, "num_steps": 3}
+EPOCH = {"samples_per_epoch": 32, "images_per_prompt": 4}
+
+
+def run(out: Path, algo: str = "ddpo", **changes: Any) -> Path:
+    params = EPOCH if algo != "alignprop" else {}
+    return train.run(resolve({"algo": algo, "proxy": "aesthetic", "params": params, **SMALL, **changes}), out=out)
+
+
+def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The record without the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if not kinds or row["event"] in kinds]
+
+
+@pytest.mark.parametrize("algo", ["ddpo", "tdpo_r"])
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(algo: str, tmp_path: Path) -> None:
+    first, second, other = (events(run(tmp_path / k, algo, seed=s)) for k, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert first == second and first != other
+
+
+def test_evaluating_more_often_changes_no_training_number(tmp_path: Path) -> None:
+    few, many = (events(run(tmp_path / str(n), "tdpo", eval_points=n), "train", "critic") for n in (2, 4))
+    assert few == many and len(few) > 3
+
+
+def test_evaluation_points_hold_both_ends_and_the_budget_is_exact(tmp_path: Path) -> None:
+    folder = run(tmp_path, budget=70)  # no multiple of the epoch's 32
+    rows = events(folder, "eval")
+    assert [r["queries"] for r in rows] == [0, 36, 70] or [r["queries"] for r in rows] == [0, 64, 70]
+    assert sum(1 for _ in (folder / "images").glob("*.png")) == 3
+    assert json.loads((folder / "status.json").read_text()) == {"state": "complete", "queries": 70, "reason": None}
+
+
+@pytest.mark.parametrize(("unit", "budget"), [("nfe", 2000), ("seconds", 1)])
+def test_other_budgets_stop(unit: str, budget: int, tmp_path: Path) -> None:
+    rows = [
+        json.loads(line)
+        for line in (run(tmp_path, budget=budget, budget_unit=unit) / "metrics.jsonl").read_text().splitlines()
+    ]
+    last, before = rows[-1], [r for r in rows if r["event"] == "train"][:-1]
+    assert last[unit] >= budget and all(r[unit] < budget for r in before)
+
+
+def test_a_complete_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path)
+    before = (folder / "metrics.jsonl").read_bytes()
+    run(tmp_path)
+    assert (folder / "metrics.jsonl").read_bytes() == before and "is complete" in capsys.readouterr().out
+
+
+def test_a_reward_that_turns_nan_fails_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, calls = rewards.get("aesthetic", "mini"), [0]
+    good = cls.__call__
+
+    def bad(self: Any, images: torch.Tensor, prompts: Any) -> torch.Tensor:
+        calls[0] += 1
+        return good(self, images, prompts) * (float("nan") if calls[0] > 9 else 1)
+
+    monkeypatch.setattr(cls, "__call__", bad)
+    with pytest.raises(RunError, match=r"aesthetic.*nan"):
+        run(tmp_path)
+    folder = tmp_path / "mini" / "aesthetic" / "ddpo" / "seed0"
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed" and "aesthetic" in status["reason"]
+    assert list((folder / "checkpoint").glob("*.pt"))
+    monkeypatch.undo()
+    assert events(run(tmp_path))[-1]["queries"] == 96  # mended, it goes on to the end
+
+
+def command(out: Path, algo: str) -> list[str]:
+    words = [
+        "run",
+        "--algo",
+        algo,
+        "--proxy",
+        "aesthetic",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--set",
+        "samples_per_epoch=32",
+    ]
+    words += [w for k, v in SMALL.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    return [sys.executable, "-m", "overopt_bench", *words, "--set", "images_per_prompt=4", "--budget", "160"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ddpo", "tdpo_r"])
+def test_killed_at_three_random_moments_it_ends_the_same(algo: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole", algo), check=True, env=environment, capture_output=True)
+    folder = Path("mini") / "aesthetic" / algo / "seed0"
+    draw, kills = random.Random(algo), 0
+    while kills < 3:
+        process = subprocess.Popen(command(tmp_path / "cut", algo), env=environment, stdout=subprocess.DEVNULL)
+        started = tmp_path / "cut" / folder / "metrics.jsonl"
+        while process.poll() is None and not (started.exists() and started.stat().st_size):
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    subprocess.run(command(tmp_path / "cut", algo), check=True, env=environment, capture_output=True)
+    assert events(tmp_path / "cut" / folder) == events(tmp_path / "whole" / folder)
+
+
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path, "ddpo"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "mini" / "aesthetic" / "ddpo" / "seed0"
+    while process.poll() is None and not list((folder / "checkpoint").glob("*.pt") if folder.exists() else []):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "overopt-bench run --config" in out and "Traceback" not in err
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_evaluation_noise_depends_on_its_arguments_alone() -> None:
+    a, b = image_noise(0, "fox", 1, (2, 3)), image_noise(0, "fox", 1, (2, 3))
+    assert torch.equal(a, b)
+    for other in ((1, "fox", 1), (0, "owl", 1), (0, "fox", 2)):
+        assert not torch.equal(a, image_noise(*other, (2, 3)))
+
+
+def test_diversity_by_hand() -> None:
+    features = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [-1, 0]])
+    # prompt a: one pair at distance 1; prompt b: distances 0, 2, 2
+    assert diversity(features, ["a", "a", "b", "b", "b"]) == pytest.approx((1 + 4 / 3) / 2)
+    assert diversity(features[:2], ["a", "b"]) is None
