@@ -56,7 +56,7 @@ class DDPOParams(AlgorithmParams):
     stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [dgx:aesthetic]")
     stats_min_count: int = Field(16, ge=1, description="fewer than this: the batch's statistics [dgx:aesthetic]")
     micro_batch: int = Field(
-        384,
+        128,
         ge=1,
         description="transitions per network pass; memory only [ours]",
         json_schema_extra={"memory_only": True},

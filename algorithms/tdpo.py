@@ -54,7 +54,7 @@ class TDPOParams(AlgorithmParams):
         256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64, redrawn each epoch]"
     )
     micro_batch: int = Field(
-        384,
+        128,
         ge=1,
         description="transitions per network pass; memory only [ours]",
         json_schema_extra={"memory_only": True},

@@ -59,7 +59,7 @@ def test_judge_itself_still_orders_real_base_and_spoilt_images() -> None:
     pipe.set_progress_bar_config(disable=True)
     prompts = list(suite.prompts["train"])
     made = pipe(
-        prompts, num_inference_steps=10, eta=1.0, guidance_scale=suite.defaults.guidance_scale, height=32, width=32,
+        prompts, num_inference_steps=suite.defaults.num_steps, eta=1.0, guidance_scale=suite.defaults.guidance_scale, height=32, width=32,
         output_type="pt", generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
     noise = torch.rand(made.shape, generator=torch.Generator().manual_seed(0))

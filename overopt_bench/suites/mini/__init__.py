@@ -28,7 +28,7 @@ class MiniSuite(Suite):
     summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
     gold = "human"
     defaults = SuiteDefaults(
-        num_steps=10,
+        num_steps=5,
         guidance_scale=1.5,
         eta=1.0,
         lora_rank=8,

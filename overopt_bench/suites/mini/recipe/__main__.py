@@ -78,7 +78,7 @@ def build(s: Settings, cache: Path, work: Path, out: Path) -> None:
     net = judge.train_classifier(s, data, work)
     facts["recognisability"] = quality.recognisability(s, data, net, sampler)
     print(json.dumps(facts["recognisability"], indent=1), flush=True)
-    pool = judge.make_pool(s, data, sampler, work)
+    pool = judge.make_pool(s, data, Sampler(suite.pipeline(), suite.tokens, s.pool_steps), work)
     save_file(half(judge.train_judge(s, data, pool, sampler.pipe.vae, work)), out / "rewards/human.safetensors")
     human = Human.load(suite)
     facts["judge"] = quality.judge_ordering(s, data, sampler, human, min(256, 8 * s.pool_size))
@@ -100,14 +100,15 @@ def train_proxies(
         save_file(half(model), out / f"rewards/{name}.safetensors")
 
     save("aesthetic", proxies.train_aesthetic(s, data, sampler, human, suite.clip, w, work))
-    for name, scorer, pairs, count in (
-        ("imagereward", CrossAttentionScorer, proxies.base_pairs, s.imagereward_pairs),
-        ("pickscore", SimilarityScorer, proxies.base_pairs, s.pickscore_pairs),
-        ("hpsv2", SimilarityScorer, proxies.mixed_pairs, s.hpsv2_pairs),
+    base = proxies.base_samples(data, sampler, human, s.rated_images, w, generator_for(s.seed, "rated images"))
+    mixed = proxies.mixed_samples(data, sampler, human, s.rated_images, w, generator_for(s.seed, "mixed images"))
+    for name, scorer, rated, count in (
+        ("imagereward", CrossAttentionScorer, base, s.imagereward_pairs),
+        ("pickscore", SimilarityScorer, base, s.pickscore_pairs),
+        ("hpsv2", SimilarityScorer, mixed, s.hpsv2_pairs),
     ):
-        g = generator_for(s.seed, f"{name} pairs")
-        chosen = pairs(s, data, sampler, human, count, w, g)
-        save(name, proxies.train_preference(s, name, scorer, suite.fresh_clip(), chosen, work))
+        pairs = proxies.pair_up(s, rated, count, generator_for(s.seed, f"{name} pairs"))
+        save(name, proxies.train_preference(s, name, scorer, suite.fresh_clip(), pairs, work))
 
 
 def main(

@@ -73,35 +73,29 @@ def train_aesthetic(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two images of one prompt each ``[P, 3, 32, 32]`` and which the rater prefers ``[P]`` (1: the first)."""
+    """Pairs of rated images by index ``first``, ``second`` ``[P]`` and which the rater prefers ``[P]`` (1: the first)."""
 
+    rated: Rated
     first: Tensor
     second: Tensor
-    ids: Tensor
     choice: Tensor
 
 
-def prefer(s: Settings, a: Rated, b: Rated, g: Generator) -> Pairs:
-    """Each side is seen with its own noise, so close pairs are often judged the wrong way round."""
-    noise = s.rating_noise * torch.randn((2, len(a.truth)), generator=g)
-    return Pairs(a.images, b.images, a.ids, (a.truth + noise[0] > b.truth + noise[1]).float())
+def pair_up(s: Settings, rated: Rated, count: int, g: Generator) -> Pairs:
+    """Random pairs of rated images, each judged by how well it shows its own prompt.
+
+    Each side is seen with its own noise, so close pairs are often judged the wrong way round. Pairs are not
+    restricted to one prompt: scores are compared across prompts when a policy is trained on several.
+    """
+    a, b = (torch.randint(len(rated.truth), (count,), generator=g) for _ in range(2))
+    noise = s.rating_noise * torch.randn((2, count), generator=g)
+    choice = (rated.truth[a] + noise[0] > rated.truth[b] + noise[1]).float()
+    return Pairs(rated, a, b, choice)
 
 
-def base_pairs(
-    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator
-) -> Pairs:
-    """n pairs of base samples."""
+def mixed_samples(data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Rated:
+    """n images of different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
     prompts = _prompts(data, n, g)
-    a, b = (rate(sampler(prompts, g, guidance=guidance), prompts, human, sampler) for _ in range(2))
-    return prefer(s, a, b, g)
-
-
-def mixed_pairs(
-    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator
-) -> Pairs:
-    """n pairs between different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
-    prompts = _prompts(data, n, g)
-    quarter = -(-n // 4)
     by_name = {name: (data.name == k).nonzero().flatten() for k, name in enumerate(data.names)}
     worse = sampler.worse(0.15, g)
 
@@ -109,13 +103,19 @@ def mixed_pairs(
         pick = torch.stack([by_name[p][torch.randint(len(by_name[p]), (1,), generator=g)][0] for p in names])
         return augment(data.images[pick].float() / 255, g)
 
-    sources: list[Callable[[list[str]], Tensor]] = [
-        lambda p: sampler(p, g, guidance=guidance), lambda p: sampler(p, g, guidance=2 * guidance),
-        lambda p: worse(p, g, guidance=guidance), real,
-    ]  # fmt: skip
-    left = sampler(prompts, g, guidance=guidance)
-    right = torch.cat([source(prompts[k * quarter : (k + 1) * quarter]) for k, source in enumerate(sources)])
-    return prefer(s, rate(left, prompts, human, sampler), rate(right, prompts, human, sampler), g)
+    sources: list[tuple[float, Callable[[list[str]], Tensor]]] = [
+        (0.7, lambda p: sampler(p, g, guidance=guidance)),
+        (0.8, lambda p: sampler(p, g, guidance=2 * guidance)),
+        (0.9, lambda p: worse(p, g, guidance=guidance)),
+        (1.0, real),
+    ]
+    images, start = [], 0
+    for share, source in sources:
+        end = round(share * n)
+        if end > start:
+            images.append(source(prompts[start:end]))
+        start = end
+    return rate(torch.cat(images), prompts, human, sampler)
 
 
 def train_preference(
@@ -137,10 +137,11 @@ def train_preference(
     def loss(m: nn.Module, g: Generator) -> Tensor:
         pick = torch.randint(len(pairs.choice), (s.preference_batch,), generator=g)
         flip = torch.rand(len(pick), generator=g) < 0.5
-        images = torch.cat([pairs.first[pick], pairs.second[pick]])
+        both = torch.cat([pairs.first[pick], pairs.second[pick]])
+        images = pairs.rated.images[both]
         images = torch.where(torch.cat([flip, flip]).view(-1, 1, 1, 1), images.flip(3), images)
-        a, b = m(images, torch.cat([pairs.ids[pick], pairs.ids[pick]])).chunk(2)
+        a, b = m(images, pairs.rated.ids[both]).chunk(2)
         return F.binary_cross_entropy_with_logits(a - b, pairs.choice[pick])
 
-    fit(name, model, loss, work=work, seed=s.seed, steps=s.preference_steps, lr=5e-4, weight_decay=0.1)
+    fit(name, model, loss, work=work, seed=s.seed, steps=s.preference_steps, lr=4e-4, weight_decay=0.1)
     return model
