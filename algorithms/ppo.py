@@ -1,17 +1,86 @@
-"""What DDPO and TDPO share: the clipped surrogate, per-prompt statistics, and the flat view of an epoch."""
+"""What DDPO and TDPO share: parameters, the clipped surrogate and its update, and per-prompt statistics."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from overopt_bench.types import TrainContext
+from overopt_bench.types import AlgorithmParams, TrainContext
 
 Reduction = Literal["mean", "sum"]
+
+
+class PPOParams(AlgorithmParams):
+    """Parameters of both; equal in ddpo-pytorch's ``dgx:aesthetic`` configuration and in the tdpo code."""
+
+    samples_per_epoch: int = Field(256, ge=1, description="images sampled per epoch [both codes, over 8 GPUs]")
+    images_per_prompt: int = Field(1, ge=1, description="1 draws prompts i.i.d. [both codes]; more draws groups")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay [both codes]")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip [both codes]")
+    clip_range: float = Field(
+        1e-4, gt=0, description="PPO clip of the ratio, in units of log_prob_reduction [both codes]"
+    )
+    log_prob_reduction: Reduction = Field(
+        "mean", description="log-probability over latent dimensions: mean [both codes] or sum, the true ratio [papers]"
+    )
+    stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [both codes]")
+    stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
+    micro_batch: int = Field(
+        128,
+        ge=1,
+        description="transitions per network pass; memory only [ours]",
+        json_schema_extra={"memory_only": True},
+    )
+
+
+class PolicyUpdater:
+    """The policy's optimizer and its steps on batches of single transitions."""
+
+    METRICS = ("loss", "ratio/mean", "clipfrac", "approx_kl", "grad_norm")
+
+    def __init__(self, ctx: TrainContext, params: PPOParams, lr: float, estimator: str = "importance") -> None:
+        self.policy, self.params, self.estimator = ctx.policy, params, estimator
+        self.parameters = ctx.policy.trainable()
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=params.weight_decay)
+        self.dimensions = math.prod(ctx.policy.latent_shape)
+
+    def reduce(self, log_probs: Tensor) -> Tensor:
+        """Summed log-probabilities as they are, or divided by the latent's dimensions as in the published codes."""
+        return log_probs / self.dimensions if self.params.log_prob_reduction == "mean" else log_probs
+
+    def step(
+        self, x: Tensor, x_next: Tensor, step: Tensor, prompts: Sequence[str], log_probs_old: Tensor, advantages: Tensor
+    ) -> list[float]:
+        """One optimizer step on M transitions; returns the values of ``METRICS``.
+
+        Args:
+            x, x_next: ``[M, C, h, w]``. step: ``[M]`` int64, each transition's own. prompts: M.
+            log_probs_old: ``[M]`` as stored at sampling, summed. advantages: ``[M]``.
+        """
+        total, sums = len(x), torch.zeros(4)
+        for part in torch.arange(total).split(self.params.micro_batch):
+            transition = self.policy.transition(x[part], step[part], [prompts[k] for k in part.tolist()])
+            log_probs = self.reduce(transition.log_prob(x_next[part]))
+            log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
+            ratio = log_ratio.exp()
+            if self.estimator == "importance":
+                loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
+            else:  # score function
+                loss = -advantages[part] * log_probs
+            (loss.sum() / total).backward()
+            with torch.no_grad():
+                clipped = ((ratio - 1).abs() > self.params.clip_range).float()
+                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, ratio - 1 - log_ratio)]).cpu()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return [*(sums / total).tolist(), grad_norm.item()]
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
@@ -19,11 +88,6 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> T
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(unclipped, clipped)
-
-
-def reduce_log_prob(log_prob: Tensor, dimensions: int, reduction: Reduction) -> Tensor:
-    """Summed log-probabilities as they are, or divided by the latent's dimensions as in the published codes."""
-    return log_prob / dimensions if reduction == "mean" else log_prob
 
 
 def zero_spread_share(rewards: Tensor, prompts: Sequence[str]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,37 +9,20 @@ from pydantic import Field
 from torch import Tensor
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.algorithms.ppo import (
-    PerPromptStats,
-    Reduction,
-    clipped_surrogate,
-    draw_epoch_prompts,
-    reduce_log_prob,
-    zero_spread_share,
-)
+from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.algorithms.recycler import Recycler
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
 
 
-class TDPOParams(AlgorithmParams):
+class TDPOParams(PPOParams):
     """Defaults of the authors' code (tdpo, 2024-07) where no other source is named."""
 
-    samples_per_epoch: int = Field(256, ge=1, description="images sampled per epoch [tdpo code]")
-    images_per_prompt: int = Field(1, ge=1, description="1 draws prompts i.i.d. [tdpo code]; more draws groups")
     batch_size: int = Field(
-        128, ge=1, description="transitions per update, one of each sample [tdpo code: 1 x 16 x 8 GPUs]"
+        128, ge=1, description="transitions per update, one of each sample [tdpo code: 16 x 8 GPUs]"
     )
     lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the policy [tdpo code]")
     critic_lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the critic [tdpo code]")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay of both [tdpo code]")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip of each [tdpo code]")
-    clip_range: float = Field(
-        1e-4, gt=0, description="PPO clip of the ratio, in units of log_prob_reduction [tdpo code]"
-    )
-    log_prob_reduction: Reduction = Field(
-        "mean", description="over latent dimensions: mean [tdpo code] or sum, the true ratio [paper]"
-    )
     value_clip: float = Field(0.2, gt=0, description="clip of the critic's change [tdpo code]")
     critic_coefficient: float = Field(1.0, gt=0, description="weight of the critic's loss [tdpo code]")
     critic_hidden: tuple[int, ...] = Field((1024, 128, 64, 16), min_length=1, description="hidden widths [tdpo code]")
@@ -48,16 +30,8 @@ class TDPOParams(AlgorithmParams):
         "none", description="none, a deep linear critic [tdpo code], or relu [correction]"
     )
     critic_dropout: bool = Field(True, description="dropout 0.2, 0.2, 0.1 while training [tdpo code]")
-    stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [tdpo code]")
-    stats_min_count: int = Field(16, ge=1, description="fewer than this: the batch's statistics [tdpo code]")
     probe_size: int = Field(
         256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64, redrawn each epoch]"
-    )
-    micro_batch: int = Field(
-        128,
-        ge=1,
-        description="transitions per network pass; memory only [ours]",
-        json_schema_extra={"memory_only": True},
     )
 
     mini: ClassVar[dict[str, Any]] = {
@@ -81,8 +55,7 @@ class TDPO(Algorithm):
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
         super().__init__(ctx, params)
-        self.parameters = ctx.policy.trainable()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=params.lr, weight_decay=params.weight_decay)
+        self.updater = PolicyUpdater(ctx, params, params.lr)
         self.critic = TemporalCritic(
             ctx.feature_dim,
             params.critic_hidden,
@@ -95,7 +68,6 @@ class TDPO(Algorithm):
         )
         self.per_prompt_stats = PerPromptStats(params.stats_buffer, params.stats_min_count)
         self.recycler = Recycler(self.critic, self.critic_optimizer, params, ctx.generators["critic"])
-        self.dimensions = math.prod(ctx.policy.latent_shape)
 
     def step(self) -> dict[str, float]:
         # 1. sample N chains; the critic looks at every noisy latent x_0 .. x_{T-1}, decoded as it is
@@ -111,7 +83,7 @@ class TDPO(Algorithm):
         advantages = returns - values_old
         explained = 1 - advantages.var() / returns.var().clamp_min(1e-12)
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # over the whole epoch
-        log_probs_old = reduce_log_prob(trajectory.log_probs, self.dimensions, self.params.log_prob_reduction)  # [N, T]
+        log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps
         x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
@@ -120,13 +92,13 @@ class TDPO(Algorithm):
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
             words = [prompts[k] for k in sample.tolist()]
-            policy_row = self.update_policy(x[sample, step], x_next[sample, step], step, words, log_prob_old, advantage)
+            policy_row = self.updater.step(x[sample, step], x_next[sample, step], step, words, log_prob_old, advantage)
             critic_row = self.update_critic(features[sample, step], values_old[sample, step], returns[sample, step])
             records.append([*policy_row, *critic_row])
 
         # 4. record the critic's dormant neurons; TDPO-R resets some of them now and then
         self.recycler.end_of_epoch(features)
-        names = ("loss", "ratio/mean", "clipfrac", "approx_kl", "grad_norm", "critic/loss", "critic/grad_norm")
+        names = (*PolicyUpdater.METRICS, "critic/loss", "critic/grad_norm")
         return {
             "proxy/mean": rewards.mean().item(), "proxy/std": rewards.std(unbiased=False).item(),
             "advantage_spread": (returns - values_old).std(unbiased=False).item(),
@@ -150,28 +122,6 @@ class TDPO(Algorithm):
         chunks = shuffled.split(self.params.batch_size)
         return [(chunk, order[chunk, j]) for j in range(steps) for chunk in chunks]
 
-    def update_policy(
-        self, x: Tensor, x_next: Tensor, step: Tensor, prompts: list[str], log_prob_old: Tensor, advantage: Tensor
-    ) -> list[float]:
-        """One step of the policy's optimizer on M transitions: x, x_next ``[M, C, h, w]``, the rest ``[M]``."""
-        sums = torch.zeros(4)
-        for part in torch.arange(len(x)).split(self.params.micro_batch):
-            transition = self.ctx.policy.transition(x[part], step[part], [prompts[k] for k in part.tolist()])
-            log_prob = reduce_log_prob(
-                transition.log_prob(x_next[part]), self.dimensions, self.params.log_prob_reduction
-            )
-            log_ratio = log_prob - log_prob_old[part]
-            ratio = log_ratio.exp()  # [m]
-            loss = clipped_surrogate(ratio, advantage[part], self.params.clip_range)
-            (loss.sum() / len(x)).backward()
-            with torch.no_grad():
-                clipped = ((ratio - 1).abs() > self.params.clip_range).float()
-                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, ratio - 1 - log_ratio)]).cpu()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return [*(sums / len(x)).tolist(), grad_norm.item()]
-
     def update_critic(self, features: Tensor, value_old: Tensor, returns: Tensor) -> list[float]:
         """One step of the critic's optimizer: features ``[M, D]``, old values and returns ``[M]``."""
         value = self.critic(features)
@@ -186,10 +136,15 @@ class TDPO(Algorithm):
     def critic_events(self) -> list[dict[str, Any]]:
         return self.recycler.take_events()
 
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.updater.optimizer, "critic": self.critic, "critic_optimizer": self.critic_optimizer,
+            "per_prompt_stats": self.per_prompt_stats, "recycler": self.recycler,
+        }  # fmt: skip
+
     def state_dict(self) -> dict[str, Any]:
-        parts = ("optimizer", "critic", "critic_optimizer", "per_prompt_stats", "recycler")
-        return {name: getattr(self, name).state_dict() for name in parts}
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])

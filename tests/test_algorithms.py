@@ -74,8 +74,8 @@ def test_ddpo_gradient_is_that_of_the_clipped_surrogate(reduction: str) -> None:
         policy.shift += torch.tensor([[0.1, -0.05], [0.15, 0.1]], dtype=torch.float64)
     algorithm = build("ddpo", policy=policy, lr=1e-9, clip_range=0.2, log_prob_reduction=reduction, max_grad_norm=1e9)
     seen: list[torch.Tensor] = []
-    algorithm.optimizer.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
-    algorithm.update(x, x_next, step, ["ant"] * 64, chain.log_probs[sample, step] / d, advantages[sample])
+    algorithm.updater.optimizer.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    algorithm.updater.step(x, x_next, step, ["ant"] * 64, chain.log_probs[sample, step], advantages[sample])
     for index in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         h = 1e-6
         with torch.no_grad():
