@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
 from overopt_bench.types import Reward, Suite
 
@@ -81,7 +82,10 @@ class SimilarityScorer(nn.Module):
 
 
 class MiniProxy(Reward):
-    """What the learned proxies share: the suite's tokenizer, their weights and an image encoder."""
+    """What the learned proxies share: the suite's tokenizer, their weights and an image encoder.
+
+    Files hold what was fitted; what was left frozen is the suite's own CLIP, which is not stored again.
+    """
 
     differentiable = True
     scorer: ClassVar[type[nn.Module]]
@@ -99,7 +103,10 @@ class MiniProxy(Reward):
         own_clip = cls.scorer is not AestheticHead
         clip = mini.fresh_clip() if own_clip else mini.clip
         model = cls.scorer(clip) if own_clip else cls.scorer()
-        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        fitted = {k: v.float() for k, v in load_file(path).items()}
+        absent = model.load_state_dict(fitted, strict=False).missing_keys
+        if lost := [key for key in absent if not key.startswith("clip.")]:
+            raise UserError(f"{path} lacks {', '.join(lost)}; reinstall, or make it again with the recipe")
         return cls(model.eval().requires_grad_(False), clip, mini, mini.digest(path))
 
     def features(self, images: Tensor) -> Tensor:

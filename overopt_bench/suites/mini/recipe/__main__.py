@@ -108,7 +108,10 @@ def train_proxies(
         ("hpsv2", SimilarityScorer, mixed, s.hpsv2_pairs),
     ):
         pairs = proxies.pair_up(s, rated, count, generator_for(s.seed, f"{name} pairs"))
-        save(name, proxies.train_preference(s, name, scorer, suite.fresh_clip(), pairs, work))
+        model = proxies.train_preference(s, name, scorer, suite.fresh_clip(), pairs, work)
+        frozen = {f"clip.{k}": v for k, v in half(suite.clip).items()}
+        fitted = {k: v for k, v in half(model).items() if k not in frozen or not torch.equal(v, frozen[k])}
+        save_file(fitted, out / f"rewards/{name}.safetensors")
 
 
 def main(
