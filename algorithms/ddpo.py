@@ -36,7 +36,7 @@ class DDPOParams(PPOParams):
 
     mini: ClassVar[dict[str, Any]] = {
         "samples_per_epoch": 128, "images_per_prompt": 16, "transitions_per_update": 384, "lr": 2e-3,
-        "clip_range": 0.2, "log_prob_reduction": "sum", "stats_buffer": 16,
+        "clip_range": 0.2, "log_prob_reduction": "sum", "skip_last_steps": 2, "stats_buffer": 16,
     }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ class DDPO(Algorithm):
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) index pairs of each update, in random order; every transition comes once."""
-        steps, generator = self.ctx.policy.num_steps, self.ctx.generators["batch"]
+        steps, generator = self.updater.trained_steps, self.ctx.generators["batch"]
         if self.params.transitions_per_update is not None:
             flat = torch.randperm(samples * steps, generator=generator)
             updates = max(1, round(len(flat) / self.params.transitions_per_update))

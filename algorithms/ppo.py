@@ -29,6 +29,12 @@ class PPOParams(AlgorithmParams):
     log_prob_reduction: Reduction = Field(
         "mean", description="log-probability over latent dimensions: mean [both codes] or sum, the true ratio [papers]"
     )
+    skip_last_steps: int = Field(
+        0,
+        ge=0,
+        description="last denoising steps left out of the loss: with few steps they are nearly deterministic and"
+        " their score is noise [0 in both codes; 1 in Flow-GRPO]",
+    )
     stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [both codes]")
     stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
     micro_batch: int = Field(
@@ -49,6 +55,11 @@ class PolicyUpdater:
         self.parameters = ctx.policy.trainable()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=params.weight_decay)
         self.dimensions = math.prod(ctx.policy.latent_shape)
+
+    @property
+    def trained_steps(self) -> int:
+        """How many of the T steps, from the noisiest on, enter the loss; at least one."""
+        return max(1, self.policy.num_steps - self.params.skip_last_steps)
 
     def reduce(self, log_probs: Tensor) -> Tensor:
         """Summed log-probabilities as they are, or divided by the latent's dimensions as in the published codes."""

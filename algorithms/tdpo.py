@@ -36,7 +36,7 @@ class TDPOParams(PPOParams):
 
     mini: ClassVar[dict[str, Any]] = {
         "samples_per_epoch": 128, "images_per_prompt": 16, "lr": 1e-3, "critic_lr": 1e-3, "clip_range": 0.2,
-        "log_prob_reduction": "sum", "stats_buffer": 16,
+        "log_prob_reduction": "sum", "skip_last_steps": 2, "stats_buffer": 16,
     }  # fmt: skip
 
 
@@ -70,12 +70,12 @@ class TDPO(Algorithm):
         self.recycler = Recycler(self.critic, self.critic_optimizer, params, ctx.generators["critic"])
 
     def step(self) -> dict[str, float]:
-        # 1. sample N chains; the critic looks at every noisy latent x_0 .. x_{T-1}, decoded as it is
+        # 1. sample N chains; the critic looks at every trained step's noisy latent, decoded as it is
         prompts = draw_epoch_prompts(self.ctx, self.params.samples_per_epoch, self.params.images_per_prompt)
         with torch.no_grad():
             trajectory = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"])
             rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
-            features = self.encode(trajectory.latents[:, :-1])  # [N, T, D]
+            features = self.encode(trajectory.latents[:, : self.updater.trained_steps])  # [N, T, D]
             values_old = self.critic.eval()(features)  # [N, T]
 
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
@@ -116,7 +116,7 @@ class TDPO(Algorithm):
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) indices of each update, M transitions of M different samples at unrelated noise levels."""
-        steps, generator = self.ctx.policy.num_steps, self.ctx.generators["batch"]
+        steps, generator = self.updater.trained_steps, self.ctx.generators["batch"]
         shuffled = torch.randperm(samples, generator=generator)
         order = torch.rand((samples, steps), generator=generator).argsort(1)  # each sample's own order of steps
         chunks = shuffled.split(self.params.batch_size)

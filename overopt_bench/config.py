@@ -43,7 +43,7 @@ class RunConfig(BaseModel):
     eval_images: int = Field(gt=0)
     eval_seed: int = Field(0, ge=0, le=2**63 - 1)
     train_split: str = "train"
-    tag: str = Field("", pattern=r"^[A-Za-z0-9_.]*$", max_length=60)
+    tag: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=60)
 
     def folder(self, out: Path) -> Path:
         """Where the run is recorded: ``out/suite/proxy/algo/seedN[-tag]``."""
