@@ -114,9 +114,9 @@ def test_adapter_gives_the_same_image_in_plain_diffusers(tmp_path: Path) -> None
     pipe.set_progress_bar_config(disable=True)
     draws, step = iter(z[1:]), pipe.scheduler.step
     # the same noise at every step: everything else is diffusers' own sampler
-    pipe.scheduler.step = lambda *a, **k: step(*a, **{**k, "generator": None, "variance_noise": next(draws)})
+    pipe.scheduler.step = lambda eps, t, x, **_: step(eps, t, x, eta=1.0, variance_noise=next(draws), return_dict=False)
     theirs = pipe(
-        PROMPTS, num_inference_steps=4, guidance_scale=1.5, eta=1.0, latents=z[0].clone(), height=32, width=32, output_type="pt"
+        PROMPTS, num_inference_steps=4, guidance_scale=1.5, latents=z[0].clone(), height=32, width=32, output_type="pt"
     ).images  # fmt: skip
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
     assert (ours - base).abs().max() > 0.05

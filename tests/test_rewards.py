@@ -29,8 +29,11 @@ def test_jpeg_sizes_are_ddpos() -> None:
 def test_scores_are_one_per_image_whatever_the_batch(name: str) -> None:
     suite = get_suite("mini")
     reward = get_reward(name, suite)
-    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = list(suite.prompts["train"][:5])
+    pipe = suite.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    g = torch.Generator().manual_seed(0)
+    images = pipe(prompts, num_inference_steps=4, height=32, width=32, output_type="pt", generator=g).images
     scores = reward(images, prompts)
     assert scores.shape == (5,) and scores.dtype == torch.float32 and bool(scores.isfinite().all())
     alone = torch.cat([reward(images[k : k + 1], prompts[k : k + 1]) for k in range(5)])

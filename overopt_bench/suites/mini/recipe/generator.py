@@ -247,6 +247,9 @@ def save_pipeline(
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json
         shutil.copy(vocabulary / name, folder / "tokenizer" / name)
+    # transformers would load the text encoder in the precision named here, the rest of the pipeline is float32
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
     pipe.to(torch.float32)
 
 
