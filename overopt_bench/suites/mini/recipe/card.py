@@ -33,18 +33,21 @@ def write(s: Settings, data: EmojiSet, sampler: Sampler, facts: dict[str, Any], 
     pick = torch.randperm(len(data.images), generator=g)[:columns]
     real = augment(data.images[pick].float() / 255, g, 0.0)
     save_grid(torch.cat([real, reconstruct(sampler.pipe.vae, real)]), columns, out / "reconstructions.png")
+    counts = {"drawings": len(data.images), "names": len(data.names), "animals": sum(data.is_animal)}
+    render({**facts, **counts}, s, out)
+
+
+def render(facts: dict[str, Any], s: Settings, out: Path) -> None:
+    """``card.json`` and ``README.md`` from the facts and the sizes of the files in ``out``."""
     sizes = {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*.safetensors"))}
-    facts = {
-        **facts,
-        "bytes": sizes,
-        "drawings": len(data.images),
-        "names": len(data.names),
-        "animals": sum(data.is_animal),
-    }
+    facts = {**facts, "bytes": sizes}
     (out / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         keep_trailing_newline=True,
-    )  # fmt: skip
+    )
     text = environment.get_template("card.md.j2").render(facts=facts, s=s, packages=PACKAGES, total=sum(sizes.values()))
     (out / "README.md").write_text(text)
