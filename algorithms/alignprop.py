@@ -18,9 +18,10 @@ class AlignPropParams(AlgorithmParams):
     """Defaults of the authors' 2024 code where no other source is named."""
 
     batch_size: int = Field(128, ge=1, description="images per update [2024 code: 4 GPUs x 8 x 4]")
-    truncation: Literal["random", "fixed", "full"] = Field(
+    truncation: Literal["random", "normal", "fixed", "full"] = Field(
         "random",
-        description="how many last steps keep their gradient: uniform 1..T [paper], grad_steps (DRaFT-K), or all",
+        description="how many last steps keep their gradient: random, uniform 1..T [paper]; normal, T - int(N(0.84 T, 0.1 T))"
+        " [2024 code: N(42, 5) of 50]; fixed, grad_steps [DRaFT-K]; full, all",
     )
     grad_steps: int = Field(1, ge=1, description="differentiated steps of truncation=fixed; 1 is DRaFT-1 [DRaFT]")
     lr: float = Field(1e-3, gt=0, description="AdamW learning rate [2024 code]")
@@ -39,7 +40,10 @@ class AlignPropParams(AlgorithmParams):
         json_schema_extra={"memory_only": True},
     )
     micro_batch: int = Field(
-        32, ge=1, description="images per network pass; memory only [ours]", json_schema_extra={"memory_only": True}
+        32,
+        ge=1,
+        description="images per network pass; the gradient is of the whole batch, but noise is drawn pass by pass, so"
+        " another value gives other samples [ours]",
     )
 
     mini: ClassVar[dict[str, Any]] = {"batch_size": 32, "checkpoint": False, "loss_coefficient": 1.0}
@@ -98,7 +102,12 @@ class AlignProp(Algorithm):
         steps = self.ctx.policy.num_steps
         if self.params.truncation == "random":
             return int(torch.randint(1, steps + 1, (1,), generator=self.ctx.generators["batch"]))
-        return steps if self.params.truncation == "full" else min(self.params.grad_steps, steps)
+        if self.params.truncation == "normal" and steps > 1:
+            while True:  # redrawn until 1 <= K < T, as in the 2024 code
+                k = int(0.84 * steps + 0.1 * steps * torch.randn(1, generator=self.ctx.generators["batch"]).item())
+                if 1 <= k < steps:
+                    return steps - k
+        return min(self.params.grad_steps, steps) if self.params.truncation == "fixed" else steps
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}

@@ -18,6 +18,9 @@ class TemporalCritic(nn.Module):
     The published critic has no activation function, so it is a deep *linear* model, with all weights drawn
     from N(0, (1/(D+1))^2) and zero biases. ``activation="relu"`` is the critic that talk of dormant neurons
     usually means.
+
+    Args:
+        generator: of the initial weights and of dropout; torch's global one on a GPU is not part of a checkpoint.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class TemporalCritic(nn.Module):
         super().__init__()
         sizes = [features, *hidden, 1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.activation, self.dropout = activation, dropout
+        self.activation, self.dropout, self.generator = activation, dropout, generator
         self.std = 1 / (features + 1)
         for layer in self.linear_layers():
             layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * self.std
@@ -46,8 +49,9 @@ class TemporalCritic(nn.Module):
         hidden = self.linear_layers()[:-1]
         for k, layer in enumerate(hidden):
             h = layer(h).relu() if self.activation == "relu" else layer(h)
-            if self.dropout and k < len(DROPOUTS):
-                h = nn.functional.dropout(h, DROPOUTS[k], self.training)
+            if self.dropout and self.training and k < len(DROPOUTS):
+                kept = torch.rand(h.shape, generator=self.generator) >= DROPOUTS[k]
+                h = h * kept.to(h) / (1 - DROPOUTS[k])
         return torch.as_tensor(self.linear_layers()[-1](h).squeeze(-1))
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
@@ -21,18 +21,27 @@ class DDPOParams(PPOParams):
         description="DDPO-IS (clipped importance sampling) or DDPO-SF (score function) [paper, section 4.3]",
     )
     updates_per_epoch: int = Field(
-        2, ge=1, description="optimizer steps per epoch, each over whole chains [dgx:aesthetic]"
+        2, ge=1, description="optimizer steps per epoch, each over whole chains; reinforce takes 1 [dgx:aesthetic]"
     )
     transitions_per_update: int | None = Field(
         None,
         ge=1,
-        description="if set, updates use this many single transitions, not whole chains [ours; none = published]",
+        description="if set, updates use this many single transitions, not whole chains; importance only [ours; none = published]",
     )
     inner_epochs: int = Field(1, ge=1, description="passes over each epoch's samples [ddpo-pytorch]")
     lr: float = Field(3e-4, gt=0, description="AdamW learning rate [ddpo-pytorch]")
     advantage_clip: float = Field(
         5.0, gt=0, description="advantages clipped to +- this at the loss [ddpo-pytorch; JAX 10]"
     )
+
+    @field_validator("inner_epochs")
+    @classmethod
+    def _one_pass_on_policy(cls, inner_epochs: int, info: ValidationInfo) -> int:
+        if info.data.get("estimator") == "reinforce" and inner_epochs > 1:
+            raise ValueError(
+                "must be 1 with estimator=reinforce, which has no importance ratio to correct a second pass"
+            )
+        return inner_epochs
 
     mini: ClassVar[dict[str, Any]] = {
         "samples_per_epoch": 128, "images_per_prompt": 16, "transitions_per_update": 384, "lr": 2e-3,
@@ -89,14 +98,18 @@ class DDPO(Algorithm):
         return {**metrics, **means, "optimizer_steps": len(records)}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
-        """(sample, step) index pairs of each update, in random order; every transition comes once."""
+        """(sample, step) index pairs of each update, in random order; every transition comes once.
+
+        ``reinforce`` has one update: after it, the samples are no longer the policy's own.
+        """
+        importance = self.params.estimator == "importance"
         steps, generator = self.updater.trained_steps, self.ctx.generators["batch"]
-        if self.params.transitions_per_update is not None:
+        if importance and self.params.transitions_per_update is not None:
             flat = torch.randperm(samples * steps, generator=generator)
             updates = max(1, round(len(flat) / self.params.transitions_per_update))
             return [(chunk // steps, chunk % steps) for chunk in flat.tensor_split(updates)]
         shuffled = torch.randperm(samples, generator=generator)
-        updates = min(self.params.updates_per_epoch, samples) if self.params.estimator == "importance" else 1
+        updates = min(self.params.updates_per_epoch, samples) if importance else 1
         # whole chains; the order of steps inside a chain has no effect, for their gradients are summed
         return [
             (chain.repeat_interleave(steps), torch.arange(steps).repeat(len(chain)))

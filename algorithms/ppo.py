@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from overopt_bench.types import AlgorithmParams, TrainContext
@@ -35,14 +35,22 @@ class PPOParams(AlgorithmParams):
         description="last denoising steps left out of the loss: with few steps they are nearly deterministic and"
         " their score is noise [0 in both codes; 1 in Flow-GRPO]",
     )
-    stats_buffer: int = Field(32, ge=1, description="rewards remembered per prompt [both codes]")
     stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
+    stats_buffer: int = Field(32, ge=1, validate_default=True, description="rewards remembered per prompt [both codes]")
     micro_batch: int = Field(
         128,
         ge=1,
         description="transitions per network pass; memory only [ours]",
         json_schema_extra={"memory_only": True},
     )
+
+    @field_validator("stats_buffer")
+    @classmethod
+    def _buffer_can_fill(cls, buffer: int, info: ValidationInfo) -> int:
+        needed = info.data.get("stats_min_count", buffer)
+        if buffer < needed:
+            raise ValueError(f"per-prompt statistics would never be used; must be at least stats_min_count={needed}")
+        return buffer
 
 
 class PolicyUpdater:

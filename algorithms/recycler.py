@@ -68,5 +68,7 @@ class Recycler:
         return {"probe": self.probe, "epoch": self.epoch, "record": self.record.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.probe, self.epoch = state["probe"], state["epoch"]
+        device = self.critic.linear_layers()[0].weight.device  # a checkpoint is read onto the CPU
+        self.probe = None if state["probe"] is None else state["probe"].to(device)
+        self.epoch = state["epoch"]
         self.record.load_state_dict(state["record"])

@@ -81,8 +81,9 @@ class TDPO(Algorithm):
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
         returns = self.per_prompt_stats.update(prompts, rewards)[:, None].expand_as(values_old)  # [N, T], gamma 1
         advantages = returns - values_old
-        explained = 1 - advantages.var() / returns.var().clamp_min(1e-12)
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # over the whole epoch
+        spread = advantages.std(unbiased=False)  # population, as NumPy's in the code; 0, not NaN, for one transition
+        explained = explained_variance(returns, values_old)
+        advantages = (advantages - advantages.mean()) / (spread + 1e-8)  # over the whole epoch
         log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps
@@ -101,8 +102,8 @@ class TDPO(Algorithm):
         names = (*PolicyUpdater.METRICS, "critic/loss", "critic/grad_norm")
         return {
             "proxy/mean": rewards.mean().item(), "proxy/std": rewards.std(unbiased=False).item(),
-            "advantage_spread": (returns - values_old).std(unbiased=False).item(),
-            "zero_spread_prompts": zero_spread_share(rewards, prompts), "critic/explained_variance": explained.item(),
+            "advantage_spread": spread.item(),
+            "zero_spread_prompts": zero_spread_share(rewards, prompts), "critic/explained_variance": explained,
             **dict(zip(names, torch.tensor(records).mean(0).tolist(), strict=True)), "optimizer_steps": len(records),
         }  # fmt: skip
 
@@ -148,3 +149,9 @@ class TDPO(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+
+
+def explained_variance(returns: Tensor, values: Tensor) -> float:
+    """1 - Var(G - V) / Var(G); 0 where the returns have no spread, for there is nothing to explain."""
+    spread = returns.var(unbiased=False)
+    return (1 - (returns - values).var(unbiased=False) / spread).item() if spread > 1e-12 else 0.0

@@ -54,7 +54,7 @@ class DormantRecord:
 
         Persistence is against the last event of ``when == "record"``, which this one replaces if it is one.
         """
-        masks = {str(t).removesuffix(".0"): [dormant_mask(a, t) for a in activations] for t in THRESHOLDS}
+        masks = {str(t).removesuffix(".0"): [dormant_mask(a, t).cpu() for a in activations] for t in THRESHOLDS}
         layers = [
             self._row(name, [a.shape[-1]], {t: [m[k]] for t, m in masks.items()}, k)
             for k, (name, a) in enumerate(zip(self.names, activations, strict=True))
@@ -118,8 +118,8 @@ def reset_units(
         if not units.any():
             continue
 
-        def noise(shape: torch.Size) -> Tensor:
-            return torch.randn(shape, generator=generator) * std
+        def noise(shape: torch.Size, layer: nn.Linear = layer) -> Tensor:
+            return (torch.randn(shape, generator=generator) * std).to(layer.weight)
 
         layer.weight[units] = noise(layer.weight[units].shape)
         layer.bias[units] = 0.0

@@ -41,6 +41,10 @@ def test_record_counts_layers_and_pools_them() -> None:
     event = record.event(second, "record")
     assert [row["persistence"]["0"] for row in event["layers"]] == [1.0, 1.0]
     assert event["all"]["persistence"]["0"] == pytest.approx(2 / 3)
+    third = [torch.tensor([[1.0, 0, 0, 2]]), torch.tensor([[5.0, 0, 0]])]
+    record.event(first, "before_reset")  # looks, but is not what the next record is compared with
+    event = record.event(third, "record")
+    assert [row["persistence"]["0"] for row in event["layers"]] == [0.5, 1.0]
 
 
 def test_units_are_chosen_by_mode() -> None:

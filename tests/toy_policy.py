@@ -19,11 +19,12 @@ class ToyPolicy:
     """x_{i+1} ~ N(x_i / 2 + shift_i, std^2); the image is the last latent itself, unclamped, as three equal pixels."""
 
     def __init__(
-        self, steps: int = 2, dimensions: int = 2, std: float = 0.5, dtype: torch.dtype = torch.float32
-    ) -> None:
+        self, steps: int = 2, dimensions: int = 2, std: float = 0.5, dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self.num_steps, self.latent_shape, self.nfe = steps, (dimensions, 1, 1), 0
-        self.device, self.std, self.dtype = torch.device("cpu"), std, dtype
-        self.shift = nn.Parameter(torch.zeros(steps, dimensions, dtype=dtype))
+        self.device, self.std, self.dtype = torch.device(device), std, dtype
+        self.shift = nn.Parameter(torch.zeros(steps, dimensions, dtype=dtype, device=device))
         self._on = True
 
     def trainable(self) -> list[nn.Parameter]:
@@ -37,7 +38,7 @@ class ToyPolicy:
 
     def transition(self, latents: Tensor, steps: Tensor, prompts: Sequence[str]) -> Transition:
         shift = self.shift[steps] if self._on else torch.zeros_like(self.shift[steps])
-        std = torch.full((len(latents), 1, 1, 1), self.std, dtype=self.dtype)
+        std = torch.full((len(latents), 1, 1, 1), self.std, dtype=self.dtype, device=self.device)
         return Transition(latents / 2 + shift[..., None, None], std)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -47,13 +48,13 @@ class ToyPolicy:
         self, prompts: Sequence[str], generator: Generator, *, grad_from: int | None = None, checkpoint: bool = False
     ) -> Trajectory:
         shape = (len(prompts), *self.latent_shape)
-        x = torch.randn(shape, generator=generator, dtype=self.dtype)
+        x = torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
         latents, log_probs = [x], []
         for i in range(self.num_steps):
             steps = torch.full((len(prompts),), i)
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
                 step = self.transition(x, steps, prompts)
-                x = step.sample(torch.randn(shape, generator=generator, dtype=self.dtype))
+                x = step.sample(torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device))
             log_probs.append(step.log_prob(x).detach())
             latents.append(x.detach())
         timesteps = torch.arange(self.num_steps).flip(0)
@@ -74,6 +75,22 @@ class ToyProxy:
         return -((images[:, 0, 0, 0] - 1) ** 2)
 
 
+class Spy:
+    """Wraps a method and keeps what it was called with."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._method = getattr(owner, name)
+        setattr(owner, name, self)
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args))
+        return self._method(*args)
+
+    def joined(self, k: int) -> Tensor:
+        return torch.cat([call[k] for call in self.calls])
+
+
 def context(policy: Any, *, seed: int = 0, proxy: ToyProxy | None = None) -> TrainContext:
     """What the harness would give to an algorithm; features are the pixel and its square."""
     proxy = proxy or ToyProxy()
@@ -83,6 +100,7 @@ def context(policy: Any, *, seed: int = 0, proxy: ToyProxy | None = None) -> Tra
     }
 
     def draw(n: int, group: int) -> list[str]:
+        assert n % group == 0, "the harness refuses unequal groups"
         picks = torch.randint(len(PROMPTS), (n // group,), generator=generators["prompts"]).tolist()
         return [PROMPTS[k] for k in picks for _ in range(group)]
 
