@@ -94,7 +94,7 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
         return lambda: _bare_alignprop(policy, suite, proxy, p.batch_size, p.grad_steps)
     size = p.transitions_per_update if algorithm.name == "ddpo" else p.batch_size
     encode = proxy.features if algorithm.name != "ddpo" else None
-    n = p.samples_per_epoch
+    n, trained = p.samples_per_epoch, max(1, steps - p.skip_last_steps)
 
     def passes() -> None:
         x, words = torch.randn(n, *policy.latent_shape), (list(suite.prompts["train"]) * n)[:n]
@@ -103,10 +103,10 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
                 _unet(policy, x, words)
             proxy(policy.decode(x), words)
             if encode is not None:
-                for _ in range(steps):
+                for _ in range(trained):
                     encode(policy.decode(x))
-        for left in range(0, n * steps, size):
-            m = min(size, n * steps - left)
+        for left in range(0, n * trained, size):
+            m = min(size, n * trained - left)
             many, tags = x[torch.arange(m) % n], (words * (m // n + 1))[:m]
             _unet(policy, many, tags).sum().backward()
 
