@@ -42,8 +42,8 @@ class AlignPropParams(AlgorithmParams):
     micro_batch: int = Field(
         32,
         ge=1,
-        description="images per network pass; the gradient is of the whole batch, but noise is drawn pass by pass, so"
-        " another value gives other samples [ours]",
+        description="images per network pass; gradient and noise are those of the whole batch [ours]; memory only",
+        json_schema_extra={"memory_only": True},
     )
 
     mini: ClassVar[dict[str, Any]] = {"batch_size": 32, "checkpoint": False, "loss_coefficient": 1.0}

@@ -131,7 +131,9 @@ class DiffusionPolicy:
         """Draw one image per prompt from the generator's noise; see ``types.Policy``."""
         # image by image, so that micro-batches of any size draw the same noise
         noise = torch.randn((len(prompts), self.num_steps + 1, *self.latent_shape), generator=generator)
-        return self.rollout_from(noise.transpose(0, 1).to(self.device), prompts, grad_from=grad_from, checkpoint=checkpoint)[0]
+        return self.rollout_from(
+            noise.transpose(0, 1).to(self.device), prompts, grad_from=grad_from, checkpoint=checkpoint
+        )[0]
 
     def rollout_from(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,

@@ -64,6 +64,19 @@ def test_path_kl_is_zero_at_first_and_the_mean_log_ratio_later() -> None:
     assert abs(gap.mean()) < 4 * gap.std() / n**0.5
 
 
+@pytest.mark.parametrize("sizes", [(16,), (4, 4, 4, 4), (5, 5, 5, 1)])
+def test_images_do_not_depend_on_the_batches_they_are_drawn_in(sizes: tuple[int, ...]) -> None:
+    """So micro-batches, AlignProp's included, change memory and nothing else."""
+    policy, prompts = make(perturb=0.1), ["penguin", "fox"] * 8
+    with torch.no_grad():
+        whole = policy.rollout(prompts, torch.Generator().manual_seed(3)).images
+        generator, parts = torch.Generator().manual_seed(3), []
+        for size in sizes:
+            done = sum(map(len, parts))
+            parts.append(policy.rollout(prompts[done : done + size], generator).images)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-4)
+
+
 def test_base_turns_the_adapter_off_and_on_again() -> None:
     policy, plain = make(perturb=0.2), make()
     with torch.no_grad():
