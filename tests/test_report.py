@@ -6,15 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from fake_runs import write_run
+from scipy import stats as scipy_stats
 
 from overopt_bench.errors import UserError
 from overopt_bench.report import build_report
 from overopt_bench.report.load import find_runs, group_runs
-from overopt_bench.report.tables import overoptimization_table, summary_table
+from overopt_bench.report.tables import overoptimization_table, summary_table, write
 from overopt_bench.report.verdicts import verdicts
+from overopt_bench.stats import Estimate
 
 
 @pytest.fixture
@@ -32,6 +35,7 @@ def test_figures_tables_and_page_are_made(results: Path, tmp_path: Path) -> None
     names = {p.stem for p in (tmp_path / "report" / "figures").glob("*.png")}
     assert names == {
         "proxy_and_gold_against_queries", "gold_against_proxy", "proxy_and_gold_against_kl", "cross_rewards", "dormant", "diversity",
+        "stills_aesthetic",
     }  # fmt: skip
     assert names == {p.stem for p in (tmp_path / "report" / "figures").glob("*.pdf")}
     for suffix in (".csv", ".md", ".tex"):
@@ -43,10 +47,52 @@ def test_figures_tables_and_page_are_made(results: Path, tmp_path: Path) -> None
 def test_summary_reads_peak_and_drop(results: Path) -> None:
     (group,) = group_runs(find_runs([results]))
     table = summary_table(group).set_index("algorithm")
-    assert table.loc["ddpo", "queries at peak"] == "200" and table.loc["tdpo_r", "queries at peak"] == "400"
-    assert float(str(table.loc["ddpo", "drop"]).split()[0]) == pytest.approx(0.2, abs=0.02)
-    assert float(str(table.loc["tdpo_r", "drop"]).split()[0]) == pytest.approx(0.0, abs=0.01)
-    assert float(str(table.loc["ddpo", "gold at matched KL"]).split()[0]) == pytest.approx(0.5, abs=0.05)
+    assert table.loc["ddpo", "queries at peak"] == 200 and table.loc["tdpo_r", "queries at peak"] == 400
+    assert table.loc["ddpo", "drop"].value == pytest.approx(0.2, abs=0.02)
+    assert table.loc["tdpo_r", "drop"].value == pytest.approx(0.0, abs=0.01)
+    assert table.loc["ddpo", "gold at matched KL"].value == pytest.approx(0.5, abs=0.05)
+
+
+def test_tables_on_disk_are_numbers_for_programs_and_words_for_people(results: Path, tmp_path: Path) -> None:
+    build_report([results], tmp_path / "report")
+    tables = tmp_path / "report" / "tables"
+    row = pd.read_csv(tables / "summary_train.csv").set_index("algorithm").loc["ddpo"]
+    ends = [
+        json.loads((results / f"mini/aesthetic/ddpo/seed{s}/metrics.jsonl").read_text().splitlines()[-1])
+        for s in range(3)
+    ]
+    values = np.array([end["train/human/mean"] for end in ends])
+    assert row["gold at end"] == pytest.approx(values.mean())
+    low, high = scipy_stats.ttest_1samp(values, 0).confidence_interval()
+    assert (row["gold at end, low"], row["gold at end, high"]) == (pytest.approx(low), pytest.approx(high))
+    assert f"{values.mean():.3f} [{low:.3f}, {high:.3f}]" in (tables / "summary_train.md").read_text()
+    seeds = pd.read_csv(tables / "overoptimization.csv")
+    assert seeds["gold drop from peak, error"].between(0, 0.1).all()
+    tex = (tables / "overoptimization.tex").read_text()
+    assert r"$\pm$" in tex and "tdpo\\_r" in tex
+
+
+def test_negative_numbers_have_a_minus_in_latex(tmp_path: Path) -> None:
+    write(pd.DataFrame({"a": [Estimate(-0.5, -1.0, 0.25, 3), None]}), tmp_path, "t")
+    assert r"$-$0.500 [$-$1.000, 0.250] \\" in (tmp_path / "t.tex").read_text()
+
+
+def test_the_same_run_in_two_folders_is_one_seed(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "mini/aesthetic/ddpo/seed0", results / "copies/seed0")
+    html = build_report([results], tmp_path / "report").read_text()
+    table = pd.read_csv(tmp_path / "report" / "tables" / "summary_train.csv").set_index("algorithm")
+    assert table.loc["ddpo", "seeds"] == 3
+    assert "state-duplicate" in html.split("</style>")[1]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:60], lambda raw: b"no picture", lambda raw: raw[:40] + b"x" * 30 + raw[70:]]
+)
+def test_a_damaged_picture_costs_its_frame_and_nothing_else(results: Path, tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    picture = results / "mini/aesthetic/ddpo/seed0/images/0000200.png"
+    picture.write_bytes(damage(picture.read_bytes()))
+    html = build_report([results], tmp_path / "report").read_text()
+    assert '"queries": 100' in html
 
 
 def test_overoptimization_is_told_from_improvement(results: Path) -> None:

@@ -9,23 +9,33 @@ from scipy import stats as scipy_stats
 from overopt_bench import stats
 
 
-def test_interquartile_mean_by_hand() -> None:
-    assert stats.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == pytest.approx(3.5)
-    assert stats.interquartile_mean(np.array([1.0, 2, 6])) == pytest.approx(3.0)
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_interval_over_seeds_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
-    for _ in range(60):
-        estimate = stats.bootstrap([rng.normal(1.0, 1.0, 40)], lambda g: float(g[0].mean()), rng)
+    for _ in range(400):
+        estimate = stats.over_seeds(rng.normal(1.0, 1.0, 3))
         assert estimate.low is not None and estimate.high is not None
         hits += estimate.low <= 1.0 <= estimate.high
-    assert 50 <= hits <= 60
+    assert 365 <= hits <= 395  # 380 expected
+
+
+def test_three_seeds_a_side_seldom_call_nothing_a_difference() -> None:
+    rng = np.random.default_rng(1)
+    false = 0
+    for _ in range(400):
+        estimate = stats.difference(rng.normal(0, 1, 3), rng.normal(0, 2, 3))
+        assert estimate.low is not None and estimate.high is not None
+        false += not estimate.low <= 0 <= estimate.high
+    assert false <= 34  # 20 expected; a percentile bootstrap gives over 80
+
+
+def test_references_without_spread_have_an_interval_of_no_width() -> None:
+    estimate = stats.difference(np.array([2.0, 2, 2]), np.array([1.0, 1, 1]))
+    assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
 
 
 def test_one_seed_has_no_interval() -> None:
-    estimate = stats.over_seeds(np.array([2.0]), np.random.default_rng(0))
+    estimate = stats.over_seeds(np.array([2.0]))
     assert (estimate.value, estimate.low, estimate.high, estimate.count) == (2.0, None, None, 1)
 
 
@@ -39,8 +49,8 @@ def test_paired_difference_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(1)
     before = rng.normal(size=30)
     after = before + rng.normal(0.3, 0.1, 30)
-    mean, error = stats.paired_difference(after, before)
-    assert mean / error == pytest.approx(scipy_stats.ttest_rel(after, before).statistic)
+    paired = stats.paired_difference(after, before)
+    assert paired.mean / paired.error == pytest.approx(scipy_stats.ttest_rel(after, before).statistic)
 
 
 def test_a_flat_noisy_curve_has_no_peak_but_its_naive_maximum_says_so() -> None:
@@ -58,8 +68,8 @@ def test_a_real_peak_is_found_with_its_rise_and_drop() -> None:
     scores = np.array([0.0, 1, 3, 2])[:, None] + quirks
     peak = stats.cross_fitted_peak(scores)
     assert peak.points == (2, 2)
-    assert (peak.rise, peak.drop) == (pytest.approx(3), pytest.approx(1))
-    assert peak.rise_error == pytest.approx(0, abs=1e-9)
+    assert (peak.rise.mean, peak.drop.mean) == (pytest.approx(3), pytest.approx(1))
+    assert peak.rise.error == pytest.approx(0, abs=1e-9)
 
 
 def test_matched_interpolation() -> None:

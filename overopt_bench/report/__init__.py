@@ -7,13 +7,13 @@ from typing import Any
 
 from overopt_bench.errors import UserError
 from overopt_bench.report import figures, page, tables
-from overopt_bench.report.filmstrip import filmstrips
+from overopt_bench.report.filmstrip import filmstrips, stills
 from overopt_bench.report.load import Group, find_runs, group_runs
 from overopt_bench.report.verdicts import verdicts
 
 TABLE_NOTE = (
-    "Interquartile mean over seeds with a 95 % bootstrap interval in brackets; a single seed has none. Peaks are located on one half"
-    " of the images and read on the other. Matched columns: where each algorithm first reaches the smallest final"
+    "Mean over seeds with its 95 % t interval in brackets; a single seed has none. Peaks are located on one half of the images"
+    " and read on the other. Matched columns: where each algorithm first reaches the smallest final"
     " proxy, or path KL, of all."
 )
 SEED_NOTE = "± is one standard error of the paired difference over images; yes means more than two."
@@ -56,6 +56,9 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
     draw("Trained on, scored by", "cross_rewards", figures.cross_rewards(group, cross) if cross else None)
     draw("Dormant critic neurons", "dormant", figures.dormant(group))
     draw("Diversity", "diversity", figures.diversity(group))
+    for proxy in group.proxies():
+        if images := stills(group, proxy):
+            draw(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", figures.stills(group, proxy, images))
     shown = []
     for split, title in (("train", "Training prompts"), ("heldout", "Held-out prompts")):
         table = tables.summary_table(group, split)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from overopt_bench.report.filmstrip import Still
 from overopt_bench.report.load import Group, Run
 from overopt_bench.stats import Array
 
@@ -181,6 +182,24 @@ def diversity(group: Group) -> Figure:
         axes[0, column].set_xlabel("reward queries", fontsize=8)
     axes[0, 0].set_ylabel("mean pairwise CLIP cosine distance", fontsize=8)
     _legend(figure, axes, BANDS)
+    return figure
+
+
+def stills(group: Group, proxy: str, shown: dict[str, list[Still]]) -> Figure:
+    """The same prompts and noise at the start, at the peak of gold and at the end: a row per algorithm."""
+    columns = max(map(len, shown.values()))
+    figure = Figure(figsize=(0.95 * columns + 1.0, 1.3 * len(shown) + 0.8), layout="constrained")
+    axes = figure.subplots(len(shown), columns, squeeze=False)
+    figure.suptitle(f"Trained on {proxy}: start, peak of {group.gold} and end — {group.title}; first seed", fontsize=10)
+    for row, (label, images) in enumerate(shown.items()):
+        for ax, still in zip(axes[row], images, strict=True):
+            ax.imshow(still.image, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(f"proxy {still.proxy:.2f}\ngold {still.gold:.2f}", fontsize=7)
+            head = f"{still.prompt}\n" if still.when == "peak" and row == 0 else ""
+            ax.set_title(f"{head}{still.when}, {still.queries}", fontsize=7)
+            ax.spines[:].set_visible(False)
+        axes[row, 0].set_ylabel(label, fontsize=9, color=style(label)[0])
     return figure
 
 

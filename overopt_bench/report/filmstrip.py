@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -39,26 +40,61 @@ def _strip(run: Run, prompt: str, proxy: str, gold: str) -> dict[str, Any]:
     frames = []
     for row in _rows(run):
         k = row["prompts"].index(prompt)
-        image = _cell(run, row, k)
+        image = cell(run, row, k)
         if image is not None:
             frames.append({
-                "queries": row["queries"], "src": image,
+                "queries": row["queries"], "src": _data_uri(image),
                 "proxy": round(row["scores"][proxy][k], 3), "gold": round(row["scores"][gold][k], 3),
             })  # fmt: skip
     return {"algorithm": run.label, "seed": run.config["seed"], "frames": frames}
 
 
-def _cell(run: Run, row: dict[str, Any], k: int) -> str | None:
-    """Image k of a "scores" event as a PNG data URI; None where the file is gone."""
-    try:
-        grid = Image.open(run.folder / row["image_file"])
-    except OSError:
-        return None
+def cell(run: Run, row: dict[str, Any], k: int) -> Image.Image | None:
+    """Image k of a "scores" event, 128 pixels wide at most; None where the file is gone or damaged."""
     y, x = divmod(row["first_cell"] + k, row["columns"])
     size = row["cell"]
-    cell = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
-    if size > 128:
-        cell = cell.resize((128, 128), Image.Resampling.LANCZOS)
+    try:
+        with Image.open(run.folder / row["image_file"]) as grid:
+            picture = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)).convert("RGB")
+    except (OSError, SyntaxError):  # gone, cut off, or no picture: Pillow says broken PNG with a SyntaxError
+        return None
+    return picture.resize((128, 128), Image.Resampling.LANCZOS) if size > 128 else picture
+
+
+def _data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    cell.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class Still:
+    """One image of a still: which prompt, when ("start", "peak" or "end"), its scores, and the picture."""
+
+    prompt: str
+    when: str
+    queries: int
+    proxy: float
+    gold: float
+    image: Image.Image
+
+
+def stills(group: Group, proxy: str, prompts: int = 3) -> dict[str, list[Still]]:
+    """Per algorithm, the first seed's images at the start, where its mean gold is highest, and at the end."""
+    found: dict[str, list[Still]] = {}
+    for label in group.labels(proxy):
+        run = group.of(proxy, label)[0]
+        rows = _rows(run)
+        if len(rows) < 2 or label in ("base", "best_of_n"):
+            continue
+        top = max(range(len(rows)), key=lambda k: sum(rows[k]["scores"][group.gold]))
+        shown = []
+        for prompt in list(dict.fromkeys(rows[0]["prompts"]))[:prompts]:
+            for when, row in (("start", rows[0]), ("peak", rows[top]), ("end", rows[-1])):
+                k = row["prompts"].index(prompt)
+                image, scores = cell(run, row, k), row["scores"]
+                if image is not None:
+                    shown.append(Still(prompt, when, row["queries"], scores[proxy][k], scores[group.gold][k], image))
+        if len(shown) == 3 * prompts:
+            found[label] = shown
+    return found

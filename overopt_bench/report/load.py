@@ -18,7 +18,7 @@ NOT_COMPARED = {"algo", "params", "seed", "gold", "proxy"}  # everything else mu
 
 @dataclass
 class Run:
-    """One run folder. ``state`` is complete, running, interrupted, failed or damaged; ``reason`` says why."""
+    """One run folder. ``state`` is complete, running, interrupted, failed, damaged or duplicate; ``reason`` says why."""
 
     folder: Path
     state: str
@@ -110,7 +110,18 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         folders += [f for f in dict.fromkeys(found) if f not in folders and _looks_like_run(f)]
     if not folders:
         raise UserError(f"there is no run in {', '.join(map(str, paths))}; make one with `overopt-bench run`")
-    return [read_run(folder) for folder in folders]
+    return mark_duplicates([read_run(folder) for folder in folders])
+
+
+def mark_duplicates(runs: list[Run]) -> list[Run]:
+    """The same configuration and seed twice is one run, not two seeds: all but the first become ``duplicate``."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.state == "complete":
+            kept = first.setdefault(json.dumps([run.config, run.provenance.get("weights")], sort_keys=True), run)
+            if kept is not run:
+                run.state, run.reason = "duplicate", f"same configuration and seed as {kept.folder}"
+    return runs
 
 
 def _looks_like_run(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from overopt_bench.report.figures import STYLE, style
 from overopt_bench.report.load import Group, Run
+from overopt_bench.report.tables import show
 
 
 def data_uri(path: Path) -> str:
@@ -21,7 +22,12 @@ def data_uri(path: Path) -> str:
 
 def table_context(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
     """A table as the template wants it."""
-    return {"title": title, "note": note, "columns": list(table.columns), "rows": table.astype(str).to_numpy().tolist()}
+    return {
+        "title": title,
+        "note": note,
+        "columns": list(table.columns),
+        "rows": [list(map(show, row)) for row in table.itertuples(index=False)],
+    }
 
 
 def group_context(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,36 @@ import numpy as np
 import pandas as pd
 
 from overopt_bench.report.load import Group, Run
-from overopt_bench.stats import Array, Estimate, at_matched, cross_fitted_peak, over_seeds, paired_difference
+from overopt_bench.stats import Array, Estimate, Paired, at_matched, cross_fitted_peak, over_seeds, paired_difference
 
-SEED = 0  # of the bootstrap: the same report from the same runs
+Cell = Estimate | Paired | float | int | str | None
 
 
-def show(estimate: Estimate, digits: int = 3) -> str:
-    """A value with its interval, as text."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+def show(cell: Cell) -> str:
+    """A cell as people read it: an interval in brackets, a standard error behind a sign, a dash for nothing."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, Paired):
+        return f"{cell.mean:.4f} ± {cell.error:.4f}"
+    if isinstance(cell, Estimate):
+        interval = f" [{cell.low:.3f}, {cell.high:.3f}]" if cell.low is not None and cell.high is not None else ""
+        return f"{cell.value:.3f}{interval}"
+    return f"{cell:.0f}" if isinstance(cell, float) else str(cell)
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with one number a column: an estimate's ``low`` and ``high``, a difference's ``error`` beside it."""
+    columns: dict[str, list[Any]] = {}
+    for name, cells in table.items():
+        columns[str(name)] = [
+            c.value if isinstance(c, Estimate) else c.mean if isinstance(c, Paired) else c for c in cells
+        ]
+        if any(isinstance(c, Estimate) for c in cells):
+            for bound in ("low", "high"):
+                columns[f"{name}, {bound}"] = [getattr(c, bound, None) for c in cells]
+        if any(isinstance(c, Paired) for c in cells):
+            columns[f"{name}, error"] = [getattr(c, "error", None) for c in cells]
+    return pd.DataFrame(columns)
 
 
 def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
@@ -26,7 +48,7 @@ def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
 
     Peaks are cross-fitted over images (see ``stats.cross_fitted_peak``). Matched columns compare the algorithms on
     one proxy where each first reaches the smallest final proxy, or the smallest final path KL, among them.
-    Values are interquartile means over seeds with 95 % bootstrap intervals; a single seed has none.
+    Values are means over seeds with 95 % t intervals; a single seed has none.
     """
     rows = []
     for proxy in group.proxies():
@@ -49,15 +71,14 @@ def _smallest_end(group: Group, proxy: str, labels: list[str], key: str) -> floa
 
 def _row(
     runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float | None, match_kl: float | None
-) -> dict[str, Any] | None:
+) -> dict[str, Cell] | None:
     key = f"{split}/{gold}/mean"
     if any(not len(run.curve(key)[0]) for run in runs):
         return None
-    rng = np.random.default_rng(SEED)
 
-    def seeds(values: list[float | None]) -> str:
+    def seeds(values: list[float | None]) -> Estimate | None:
         known = [v for v in values if v is not None]
-        return show(over_seeds(np.array(known), rng)) if len(known) == len(values) and known else "-"
+        return over_seeds(np.array(known)) if len(known) == len(values) and known else None
 
     peaks = [_peak(run, split, gold) for run in runs]
     matched_proxy = [_matched(run, f"{split}/{proxy}/mean", key, match_proxy) for run in runs]
@@ -67,7 +88,7 @@ def _row(
         "gold": gold,
         "gold at start": seeds([float(run.curve(key)[1][0]) for run in runs]),
         "gold at peak": seeds([p["value"] for p in peaks]),
-        "queries at peak": f"{np.mean([p['queries'] for p in peaks]):.0f}",
+        "queries at peak": float(np.mean([p["queries"] for p in peaks])),
         "gold at end": seeds([run.last(key) for run in runs]),
         "drop": seeds([p["drop"] for p in peaks]),
         "proxy at start": seeds([float(run.curve(f"{split}/{proxy}/mean")[1][0]) for run in runs]),
@@ -76,7 +97,7 @@ def _row(
         "gold at matched KL": seeds(matched_kl),
         "path KL": seeds([run.last(f"{split}/path_kl/mean") for run in runs]),
         "diversity": seeds([run.last(f"{split}/diversity") for run in runs]),
-        "seconds": f"{np.mean([run.of('eval')[-1]['seconds'] for run in runs]):.0f}",
+        "seconds": float(np.mean([run.of("eval")[-1]["seconds"] for run in runs])),
     }
 
 
@@ -88,7 +109,7 @@ def _peak(run: Run, split: str, gold: str) -> dict[str, float]:
         top = int(values.argmax())
         return {"value": float(values[top]), "queries": float(queries[top]), "drop": float(values[top] - values[-1])}
     peak = cross_fitted_peak(scores)
-    return {"value": peak.value, "queries": float(np.mean([queries[k] for k in peak.points])), "drop": peak.drop}
+    return {"value": peak.value, "queries": float(np.mean([queries[k] for k in peak.points])), "drop": peak.drop.mean}
 
 
 def _matched(run: Run, x: str, y: str, target: float | None) -> float | None:
@@ -109,21 +130,18 @@ def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
         gold, proxy = run.scores(split, group.gold), run.scores(split, str(run.config["proxy"]))
         if gold is None or proxy is None or run.algo == "base":
             continue
-        peak, (gain, gain_error) = cross_fitted_peak(gold), paired_difference(proxy[-1], proxy[0])
-        verdict = [gain > 2 * gain_error, peak.rise > 2 * peak.rise_error, peak.drop > 2 * peak.drop_error]
+        peak, gain = cross_fitted_peak(gold), paired_difference(proxy[-1], proxy[0])
         rows.append({
             "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"],
-            "proxy gain": f"{gain:.3f} ± {gain_error:.3f}",
-            "gold rise to peak": f"{peak.rise:.4f} ± {peak.rise_error:.4f}",
-            "gold drop from peak": f"{peak.drop:.4f} ± {peak.drop_error:.4f}",
-            "proxy rose": _yes(verdict[0]), "gold rose": _yes(verdict[1]), "gold fell": _yes(verdict[2]),
-            "overoptimized": _yes(verdict[0] and verdict[2]), "images": gold.shape[1],
+            "proxy gain": gain, "gold rise to peak": peak.rise, "gold drop from peak": peak.drop,
+            "proxy rose": _yes(gain), "gold rose": _yes(peak.rise), "gold fell": _yes(peak.drop),
+            "overoptimized": "yes" if gain.shown and peak.drop.shown else "no", "images": gold.shape[1],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _yes(difference: Paired) -> str:
+    return "yes" if difference.shown else "no"
 
 
 def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str], list[str], Array]]:
@@ -148,15 +166,16 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
 def write(table: pd.DataFrame, folder: Path, name: str) -> None:
     """CSV, Markdown and LaTeX of one table."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=False)
+    numbers(table).to_csv(folder / f"{name}.csv", index=False)
+    cells = [[show(cell) for cell in row] for row in table.itertuples(index=False)]
     header = [f"| {' | '.join(map(str, table.columns))} |", "|" + "---|" * len(table.columns)]
-    body = [f"| {' | '.join(map(str, row))} |" for row in table.itertuples(index=False)]
+    body = [f"| {' | '.join(row)} |" for row in cells]
     (folder / f"{name}.md").write_text("\n".join([*header, *body]) + "\n")
     lines = [r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule", _tex(table.columns), r"\midrule"]
-    lines += [_tex(row) for row in table.itertuples(index=False)]
+    lines += [_tex(row) for row in cells]
     (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
 
 
-def _tex(cells: Any) -> str:
-    words = (str(c).replace("_", r"\_").replace("±", r"$\pm$").replace("-", "--") for c in cells)
-    return " & ".join(words) + r" \\"
+def _tex(cells: Iterable[str]) -> str:
+    words = (str(c).replace("_", r"\_").replace("±", r"$\pm$") for c in cells)
+    return " & ".join(re.sub(r"(?<!\w)-(?=\d)", "$-$", word) for word in words) + r" \\"

@@ -8,7 +8,6 @@ from itertools import combinations
 import numpy as np
 
 from overopt_bench.report.load import Group, Run
-from overopt_bench.report.tables import SEED
 from overopt_bench.stats import difference, probability_of_improvement
 
 ENOUGH = 3  # seeds of each algorithm below which no verdict is given
@@ -61,11 +60,10 @@ def _compare(group: Group, proxy: str, a: str, b: str, split: str) -> Verdict:
     seeds = min(len(first), len(second))
     key = f"{split}/{group.gold}/mean"
     one, two = _ends(first, key), _ends(second, key)
-    rng = np.random.default_rng(SEED)
-    estimate = difference(one, two, rng)
+    estimate = difference(one, two)
     if estimate.value < 0:
         a, b, one, two = b, a, two, one
-        estimate = difference(one, two, np.random.default_rng(SEED))
+        estimate = difference(one, two)
     assert estimate.low is not None and estimate.high is not None
     interval = f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}, {seeds} seeds"
     chance = probability_of_improvement(one, two)
