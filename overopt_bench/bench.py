@@ -92,9 +92,12 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
     p, steps = algorithm.params, policy.num_steps
     if algorithm.name == "alignprop":
         return lambda: _bare_alignprop(policy, suite, proxy, p.batch_size, p.grad_steps)
-    size = p.transitions_per_update if algorithm.name == "ddpo" else p.batch_size
     encode = proxy.features if algorithm.name != "ddpo" else None
     n, trained = p.samples_per_epoch, max(1, steps - p.skip_last_steps)
+    if algorithm.name == "ddpo":
+        size = p.transitions_per_update or -(-n // p.updates_per_epoch) * trained
+    else:
+        size = p.batch_size
 
     def passes() -> None:
         x, words = torch.randn(n, *policy.latent_shape), (list(suite.prompts["train"]) * n)[:n]
@@ -124,11 +127,12 @@ def _bare_alignprop(policy: DiffusionPolicy, suite: Suite, proxy: Reward, n: int
 
 
 def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
-    """One guided batch through the U-Net itself: 2 N latents, nothing else."""
-    context = torch.cat([policy.encode([""]).expand(len(words), -1, -1), policy.encode(words)])
-    t = policy.timesteps[torch.zeros(2 * len(x), dtype=torch.long)]
-    both = torch.cat([x, x]).to(memory_format=torch.channels_last)
-    return torch.as_tensor(policy.unet(both, t, context, return_dict=False)[0][: len(x)])
+    """One batch through the U-Net itself: N latents, or 2 N with guidance, and nothing else."""
+    n, context, batch = len(x), policy.encode(words), x
+    if policy.guidance_scale != 1:
+        context, batch = torch.cat([policy.encode([""]).expand(n, -1, -1), context]), torch.cat([x, x])
+    t = policy.timesteps[torch.zeros(len(batch), dtype=torch.long)]
+    return torch.as_tensor(policy.unet(batch.to(memory_format=torch.channels_last), t, context, return_dict=False)[0][:n])
 
 
 def _compare(algorithm: Algorithm, bare: Callable[[], None]) -> dict[str, float]:
