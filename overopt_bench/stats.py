@@ -117,13 +117,26 @@ def at_matched(x: Array, y: Array, target: float) -> float | None:
     return None
 
 
+def best_of_n_form(d: Array, alpha: float, beta: float) -> Array:
+    """R(d) = d (alpha - beta d) (Gao et al., section 3.1), d = sqrt(KL), R relative to the base model."""
+    return d * (alpha - beta * d)
+
+
+def rl_form(d: Array, alpha: float, beta: float) -> Array:
+    """R(d) = d (alpha - beta log d) (Gao et al., section 3.1); it does not hold near d = 0, where its slope is infinite."""
+    return d * (alpha - beta * np.log(d))
+
+
 def fit_best_of_n(d: Array, gold: Array) -> tuple[float, float]:
-    """(alpha, beta) of R(d) = d (alpha - beta d) by least squares; gold relative to the base, d = sqrt(KL) > 0."""
-    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d**2], 1), gold, rcond=None)
-    return float(alpha), float(-minus_beta)
+    """(alpha, beta) of ``best_of_n_form`` by least squares, for d > 0."""
+    return _fit(np.stack([d, -(d**2)], 1), gold)
 
 
 def fit_rl(d: Array, gold: Array) -> tuple[float, float]:
-    """(alpha, beta) of R(d) = d (alpha - beta log d) by least squares; the form does not hold near d = 0."""
-    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * np.log(d)], 1), gold, rcond=None)
-    return float(alpha), float(-minus_beta)
+    """(alpha, beta) of ``rl_form`` by least squares, for d > 0."""
+    return _fit(np.stack([d, -d * np.log(d)], 1), gold)
+
+
+def _fit(columns: Array, gold: Array) -> tuple[float, float]:
+    (alpha, beta), *_ = np.linalg.lstsq(columns, gold, rcond=None)
+    return float(alpha), float(beta)

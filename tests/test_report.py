@@ -72,6 +72,16 @@ def test_tables_on_disk_are_numbers_for_programs_and_words_for_people(results: P
     assert r"$\pm$" in tex and "tdpo\\_r" in tex
 
 
+def test_gold_against_distance_is_fitted_with_the_published_form(results: Path, tmp_path: Path) -> None:
+    """The made-up runs have d = 0, 1, 2, 3, 4 and ddpo's gold 0, 0.1, 0.2, 0.1, 0 over its start."""
+    build_report([results], tmp_path / "report")
+    row = pd.read_csv(tmp_path / "report" / "tables" / "scaling.csv").set_index("algorithm").loc["ddpo"]
+    d, gain = np.arange(1.0, 5), np.array([0.1, 0.2, 0.1, 0.0])
+    (alpha, minus_beta), *_ = np.linalg.lstsq(np.stack([d, d * np.log(d)], 1), gain, rcond=None)
+    assert (row["alpha"], row["beta"]) == (pytest.approx(alpha, abs=0.02), pytest.approx(-minus_beta, abs=0.02))
+    assert 0 < row["R2"] < 1
+
+
 def test_negative_numbers_have_a_minus_in_latex(tmp_path: Path) -> None:
     write(pd.DataFrame({"a": [Estimate(-0.5, -1.0, 0.25, 3), None]}), tmp_path, "t")
     assert r"$-$0.500 [$-$1.000, 0.250] \\" in (tmp_path / "t.tex").read_text()

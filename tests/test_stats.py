@@ -83,3 +83,5 @@ def test_scaling_forms_are_recovered() -> None:
     d = np.linspace(0.5, 10, 30)
     assert stats.fit_best_of_n(d, d * (2 - 0.3 * d)) == (pytest.approx(2), pytest.approx(0.3))
     assert stats.fit_rl(d, d * (2 - 0.3 * np.log(d))) == (pytest.approx(2), pytest.approx(0.3))
+    np.testing.assert_allclose(stats.best_of_n_form(d, 2, 0.3), d * (2 - 0.3 * d))
+    np.testing.assert_allclose(stats.rl_form(d, 2, 0.3), d * (2 - 0.3 * np.log(d)))

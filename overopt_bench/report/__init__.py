@@ -16,6 +16,10 @@ TABLE_NOTE = (
     " and read on the other. Matched columns: where each algorithm first reaches the smallest final"
     " proxy, or path KL, of all."
 )
+SCALING_NOTE = (
+    "The forms of Gao et al. (2022) by least squares, seed by seed, for gold over the base model. The logarithmic form does"
+    " not hold near d = 0; where R2 is low, alpha and beta say nothing."
+)
 SEED_NOTE = "± is one standard error of the paired difference over images; yes means more than two."
 
 
@@ -69,4 +73,8 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
     if len(seeds):
         tables.write(seeds, out / "tables", "overoptimization")
         shown.append(page.table_context("Overoptimization, seed by seed", SEED_NOTE, seeds))
+    fits = tables.scaling_table(group)
+    if len(fits):
+        tables.write(fits, out / "tables", "scaling")
+        shown.append(page.table_context("Gold against d = sqrt(path KL), fitted", SCALING_NOTE, fits))
     return page.group_context(group, verdicts(group), drawn, shown, filmstrips(group))

@@ -11,7 +11,19 @@ import numpy as np
 import pandas as pd
 
 from overopt_bench.report.load import Group, Run
-from overopt_bench.stats import Array, Estimate, Paired, at_matched, cross_fitted_peak, over_seeds, paired_difference
+from overopt_bench.stats import (
+    Array,
+    Estimate,
+    Paired,
+    at_matched,
+    best_of_n_form,
+    cross_fitted_peak,
+    fit_best_of_n,
+    fit_rl,
+    over_seeds,
+    paired_difference,
+    rl_form,
+)
 
 Cell = Estimate | Paired | float | int | str | None
 
@@ -142,6 +154,37 @@ def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
 
 def _yes(difference: Paired) -> str:
     return "yes" if difference.shown else "no"
+
+
+def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
+    """Gao et al.'s forms fitted to each seed's gold over the base against d = sqrt(path KL), start left out.
+
+    ``alpha`` is how fast gold is gained, ``beta`` how fast it is lost again; ``R2`` says how well the form holds.
+    """
+    rows: list[dict[str, Cell]] = []
+    for proxy in group.proxies():
+        for label in group.labels(proxy):
+            fits = [
+                fit for run in group.of(proxy, label) if (fit := _scaling(run, f"{split}/{group.gold}/mean", split))
+            ]
+            if fits:
+                alpha, beta, r2 = (over_seeds(np.array(values)) for values in zip(*fits, strict=True))
+                form = "d (alpha - beta d)" if label == "best_of_n" else "d (alpha - beta log d)"
+                rows.append({"proxy": proxy, "algorithm": label, "seeds": len(fits), "form": form,
+                             "alpha": alpha, "beta": beta, "R2": r2})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _scaling(run: Run, key: str, split: str) -> tuple[float, float, float] | None:
+    """(alpha, beta, R2) of one run; None where it has too few points away from the base."""
+    d, gold = run.curve(f"{split}/sqrt_kl")[1], run.curve(key)[1]
+    if len(d) != len(gold) or (away := d > 0).sum() < 3 or gold[away].std() == 0:
+        return None
+    form, fit = (best_of_n_form, fit_best_of_n) if run.algo == "best_of_n" else (rl_form, fit_rl)
+    d, gain = d[away], gold[away] - gold[0]
+    alpha, beta = fit(d, gain)
+    residual = gain - form(d, alpha, beta)
+    return alpha, beta, float(1 - (residual**2).sum() / ((gain - gain.mean()) ** 2).sum())
 
 
 def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str], list[str], Array]]:
