@@ -224,8 +224,9 @@ class _Session:
         self.recorder.write("eval", {**self._where(), "point": self.point, **row})
         self.tracker.log(row, self.budget.queries)
         self.progress.evaluated(row)
-        spacing = self.config.budget / (self.config.eval_points - 1)
-        self.point = self.config.eval_points if self.budget.exhausted else int(self.budget.spent // spacing) + 1
+        intervals = self.config.eval_points - 1
+        passed = int(self.budget.spent * intervals / self.config.budget)  # not spent // spacing: 2048 // 409.6 is 4
+        self.point = self.config.eval_points if self.budget.exhausted else passed + 1
 
     def _save(self) -> None:
         state = {
