@@ -23,11 +23,6 @@ class DDPOParams(PPOParams):
     updates_per_epoch: int = Field(
         2, ge=1, description="optimizer steps per epoch, each over whole chains; reinforce takes 1 [dgx:aesthetic]"
     )
-    transitions_per_update: int | None = Field(
-        None,
-        ge=1,
-        description="if set, updates use this many single transitions, not whole chains; importance only [ours; none = published]",
-    )
     inner_epochs: int = Field(1, ge=1, description="passes over each epoch's samples [ddpo-pytorch]")
     lr: float = Field(3e-4, gt=0, description="AdamW learning rate [ddpo-pytorch]")
     advantage_clip: float = Field(
@@ -44,7 +39,7 @@ class DDPOParams(PPOParams):
         return inner_epochs
 
     mini: ClassVar[dict[str, Any]] = {
-        "samples_per_epoch": 128, "images_per_prompt": 16, "transitions_per_update": 384, "lr": 2e-3,
+        "samples_per_epoch": 128, "images_per_prompt": 16, "lr": 1e-3,
         "clip_range": 0.2, "log_prob_reduction": "sum", "skip_last_steps": 2, "stats_buffer": 16,
     }  # fmt: skip
 
@@ -53,10 +48,10 @@ class DDPOParams(PPOParams):
 class DDPO(Algorithm):
     """DDPO-IS, or DDPO-SF with ``estimator=reinforce``.
 
-    Deviations, all named parameters: groups of one prompt (``images_per_prompt``), updates over single
-    transitions (``transitions_per_update``) and true importance ratios (``log_prob_reduction=sum``) are
-    available; the defaults are the published ones. Log-probabilities are float32 throughout. The published
-    code rounds latents to half precision after their log-probability was taken; that error is not reproduced.
+    Deviations, all named parameters: groups of one prompt (``images_per_prompt``), true importance ratios
+    (``log_prob_reduction=sum``) and a loss without the last steps (``skip_last_steps``) are available; the defaults
+    are the published ones. Log-probabilities are float32 throughout. The published code rounds latents to half
+    precision after their log-probability was taken; that error is not reproduced.
     """
 
     name = "ddpo"
@@ -102,14 +97,9 @@ class DDPO(Algorithm):
 
         ``reinforce`` has one update: after it, the samples are no longer the policy's own.
         """
-        importance = self.params.estimator == "importance"
         steps, generator = self.updater.trained_steps, self.ctx.generators["batch"]
-        if importance and self.params.transitions_per_update is not None:
-            flat = torch.randperm(samples * steps, generator=generator)
-            updates = max(1, round(len(flat) / self.params.transitions_per_update))
-            return [(chunk // steps, chunk % steps) for chunk in flat.tensor_split(updates)]
         shuffled = torch.randperm(samples, generator=generator)
-        updates = min(self.params.updates_per_epoch, samples) if importance else 1
+        updates = min(self.params.updates_per_epoch, samples) if self.params.estimator == "importance" else 1
         # whole chains; the order of steps inside a chain has no effect, for their gradients are summed
         return [
             (chain.repeat_interleave(steps), torch.arange(steps).repeat(len(chain)))

@@ -95,7 +95,7 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
     encode = proxy.features if algorithm.name != "ddpo" else None
     n, trained = p.samples_per_epoch, max(1, steps - p.skip_last_steps)
     if algorithm.name == "ddpo":
-        size = p.transitions_per_update or -(-n // p.updates_per_epoch) * trained
+        size = -(-n // p.updates_per_epoch) * trained
     else:
         size = p.batch_size
 
@@ -132,7 +132,9 @@ def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
     if policy.guidance_scale != 1:
         context, batch = torch.cat([policy.encode([""]).expand(n, -1, -1), context]), torch.cat([x, x])
     t = policy.timesteps[torch.zeros(len(batch), dtype=torch.long)]
-    return torch.as_tensor(policy.unet(batch.to(memory_format=torch.channels_last), t, context, return_dict=False)[0][:n])
+    return torch.as_tensor(
+        policy.unet(batch.to(memory_format=torch.channels_last), t, context, return_dict=False)[0][:n]
+    )
 
 
 def _compare(algorithm: Algorithm, bare: Callable[[], None]) -> dict[str, float]:

@@ -47,9 +47,8 @@ def test_bandit_is_solved(name: str) -> None:
     assert images.mean().item() == pytest.approx(1.0, abs=0.15)
 
 
-@pytest.mark.parametrize("chains", [True, False])
-def test_ratio_is_one_on_the_first_pass(chains: bool) -> None:
-    algorithm = build("ddpo", updates_per_epoch=1, transitions_per_update=None if chains else 10**6)
+def test_ratio_is_one_on_the_first_pass() -> None:
+    algorithm = build("ddpo", updates_per_epoch=1)
     metrics = algorithm.step()
     assert metrics["ratio/mean"] == pytest.approx(1.0, abs=1e-6) and metrics["clipfrac"] == 0
     assert metrics["optimizer_steps"] == 1
@@ -159,13 +158,10 @@ def test_prompts_without_spread_are_counted() -> None:
     assert zero_spread_share(torch.tensor([1.0, 1, 2, 3, 9]), ["a", "a", "b", "b", "c"]) == 0.5
 
 
-@pytest.mark.parametrize("params", [{}, {"transitions_per_update": 30}])
-def test_every_transition_is_used_once(params: dict[str, Any]) -> None:
-    pairs = [
-        (int(s), int(t))
-        for sample, step in build("ddpo", **params).batches(20)
-        for s, t in zip(sample, step, strict=True)
-    ]
+def test_every_transition_is_used_once() -> None:
+    batches = build("ddpo", updates_per_epoch=3).batches(20)
+    pairs = [(int(s), int(t)) for sample, step in batches for s, t in zip(sample, step, strict=True)]
+    assert len(batches) == 3
     assert sorted(pairs) == [(s, t) for s in range(20) for t in range(2)]
 
 

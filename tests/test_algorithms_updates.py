@@ -62,12 +62,11 @@ def test_reinforce_is_the_score_function() -> None:
     torch.testing.assert_close(seen[0], torch.stack([torch.zeros(2), expected]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("transitions", [None, 5])
-def test_reinforce_updates_once_an_epoch(transitions: int | None) -> None:
+def test_reinforce_updates_once_an_epoch() -> None:
     """After an update the samples are off-policy, and the score function has no ratio to correct for it."""
-    algorithm = ddpo(estimator="reinforce", transitions_per_update=transitions, samples_per_epoch=16)
+    algorithm = ddpo(estimator="reinforce", samples_per_epoch=16)
     assert algorithm.step()["optimizer_steps"] == 1
-    assert ddpo(transitions_per_update=transitions, samples_per_epoch=16).step()["optimizer_steps"] > 1
+    assert ddpo(samples_per_epoch=16).step()["optimizer_steps"] > 1
     with pytest.raises(ValidationError, match="must be 1 with estimator=reinforce"):
         DDPO.Params(estimator="reinforce", inner_epochs=2)
 

@@ -44,6 +44,15 @@ def test_miniature_recipe_makes_a_suite_that_works(tmp_path: Path, monkeypatch: 
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| imagereward |" in text and (tmp_path / "out" / "samples.png").stat().st_size > 1000
 
+    # the proxies alone, from what is there: the same labels, the same weights
+    (tmp_path / "again").mkdir()
+    copy = shutil.copytree(tmp_path / "out", tmp_path / "again" / "out")
+    for name in ("aesthetic", "imagereward"):
+        (copy / f"rewards/{name}.safetensors").unlink()
+    recipe.build(Settings.miniature(), tmp_path / "npm", tmp_path / "again", copy, start="proxies")
+    for file in (tmp_path / "out/rewards").iterdir():
+        assert (copy / "rewards" / file.name).read_bytes() == file.read_bytes()
+
 
 def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     from overopt_bench.suites.mini.recipe.training import fit, seeded

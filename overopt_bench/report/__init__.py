@@ -58,9 +58,9 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
     draw("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", figures.against_kl(group))
     cross = tables.cross_table(group)
     draw("Trained on, scored by", "cross_rewards", figures.cross_rewards(group, cross) if cross else None)
-    draw("Dormant critic neurons", "dormant", figures.dormant(group))
     draw("Diversity", "diversity", figures.diversity(group))
     for proxy in group.proxies():
+        draw(f"Dormant critic neurons, trained on {proxy}", f"dormant_{proxy}", figures.dormant(group, proxy))
         if images := stills(group, proxy):
             draw(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", figures.stills(group, proxy, images))
     shown = []

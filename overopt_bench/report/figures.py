@@ -22,6 +22,7 @@ STYLE = {
     "tdpo": ("#009E73", "^"), "tdpo_r": ("#D55E00", "D"),
 }  # fmt: skip
 EXTRA = (("#CC79A7", "v"), ("#56B4E9", "<"), ("#B8A800", ">"), ("#7A4FBF", "h"))
+ACROSS = 4  # proxies beside each other: more cannot be read on a page
 LAYER_LINES = ("-", "--", "-.", ":")
 
 
@@ -80,6 +81,17 @@ def _panels(rows: int, columns: int, title: str, width: float = 3.3, height: flo
     return figure, axes
 
 
+def _per_proxy(group: Group, rows: int, title: str) -> tuple[Figure, np.ndarray, dict[str, np.ndarray]]:
+    """A column of ``rows`` panels for each proxy, ``ACROSS`` of them beside each other, then the next below."""
+    proxies = group.proxies()
+    blocks, across = -(-len(proxies) // ACROSS), min(ACROSS, len(proxies))
+    figure, axes = _panels(rows * blocks, across, f"{title} — {group.title}, training prompts")
+    column = {p: axes[k // across * rows : (k // across + 1) * rows, k % across] for k, p in enumerate(proxies)}
+    for ax in axes[-rows:, len(proxies) - (blocks - 1) * across :].flat:
+        ax.set_visible(False)
+    return figure, axes, column
+
+
 def _legend(figure: Figure, axes: np.ndarray, note: str) -> None:
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     for ax in axes.flat:
@@ -103,11 +115,10 @@ BANDS = "bands: least and greatest seed; without a band: a single seed"
 
 def proxy_and_gold(group: Group) -> Figure:
     """Proxy (above, solid) and gold (below, dashed) against queries, a column per proxy."""
-    proxies = group.proxies()
-    figure, axes = _panels(2, len(proxies), f"Proxy and gold against queries — {group.title}, training prompts")
-    for column, proxy in enumerate(proxies):
+    figure, axes, columns = _per_proxy(group, 2, "Proxy and gold against queries")
+    for proxy, panels in columns.items():
         for row, (reward, dashed) in enumerate(((proxy, False), (group.gold, True))):
-            ax = axes[row, column]
+            ax = panels[row]
             for label in group.labels(proxy):
                 runs = group.of(proxy, label)
                 _line(
@@ -116,11 +127,11 @@ def proxy_and_gold(group: Group) -> Figure:
                     "queries",
                     f"train/{reward}/mean",
                     dashed=dashed,
-                    label=f"{label} ({seeds_word(runs)})" if len(proxies) == 1 else label,
+                    label=f"{label} ({seeds_word(runs)})" if len(columns) == 1 else label,
                 )
             ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
             ax.set_ylabel(f"proxy: {proxy}" if row == 0 else f"gold: {group.gold}", fontsize=8)
-        axes[1, column].set_xlabel("reward queries", fontsize=8)
+        panels[1].set_xlabel("reward queries", fontsize=8)
     _legend(figure, axes, BANDS)
     return figure
 
@@ -146,11 +157,10 @@ def against_kl(group: Group) -> Figure:
 def _one_row(
     group: Group, title: str, x: Callable[[str], str], x_label: Callable[[str], str], what: list[str]
 ) -> Figure:
-    proxies = group.proxies()
-    figure, axes = _panels(len(what), len(proxies), f"{title} — {group.title}, training prompts")
-    for column, proxy in enumerate(proxies):
+    figure, axes, columns = _per_proxy(group, len(what), title)
+    for proxy, panels in columns.items():
         for row, kind in enumerate(what):
-            reward, ax = (proxy if kind == "proxy" else group.gold), axes[row, column]
+            reward, ax = (proxy if kind == "proxy" else group.gold), panels[row]
             for label in group.labels(proxy):
                 if label != "base":
                     _line(
@@ -164,23 +174,23 @@ def _one_row(
                     )
             ax.set_ylabel(f"{kind}: {reward}", fontsize=8)
             ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
-        axes[-1, column].set_xlabel(x_label(proxy), fontsize=8)
+        panels[-1].set_xlabel(x_label(proxy), fontsize=8)
     _legend(figure, axes, "means over seeds at equal queries")
     return figure
 
 
 def diversity(group: Group) -> Figure:
     """How unlike the images of one prompt still are."""
-    proxies = group.proxies()
-    figure, axes = _panels(1, len(proxies), f"Diversity within a prompt — {group.title}, training prompts")
-    for column, proxy in enumerate(proxies):
+    figure, axes, columns = _per_proxy(group, 1, "Diversity within a prompt")
+    for proxy, (ax,) in columns.items():
         for label in group.labels(proxy):
             runs = [run for run in group.of(proxy, label) if len(run.curve("train/diversity")[0]) > 1]
             if runs:
-                _line(axes[0, column], runs, "queries", "train/diversity", label=label)
-        axes[0, column].set_title(f"trained on {proxy}", fontsize=9)
-        axes[0, column].set_xlabel("reward queries", fontsize=8)
-    axes[0, 0].set_ylabel("mean pairwise CLIP cosine distance", fontsize=8)
+                _line(ax, runs, "queries", "train/diversity", label=label)
+        ax.set_title(f"trained on {proxy}", fontsize=9)
+        ax.set_xlabel("reward queries", fontsize=8)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("mean pairwise CLIP cosine distance", fontsize=8)
     _legend(figure, axes, BANDS)
     return figure
 
@@ -209,35 +219,34 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
 
     limit = max([float(np.nanmax(np.abs(values))) for _, _, values in changes.values()] + [0.1])
     rows, columns = (max(len(v[axis]) for v in changes.values()) for axis in (0, 1))
+    across = min(2, len(changes))
     figure, axes = _panels(
-        1,
-        len(changes),
-        f"Trained on (rows), scored by (columns): end minus base, in standard deviations of base images — {group.title}",
+        -(-len(changes) // across),
+        across,
+        f"Trained on (rows), scored by (columns) — {group.title}\nend minus start, in standard deviations of the base model's images",
         0.55 * columns + 1.2,
         0.4 * rows + 1.2,
     )
-    for k, (ax, (label, (trained, scored, values))) in enumerate(zip(axes.flat, changes.items(), strict=True)):
+    for ax in axes.flat[len(changes) :]:
+        ax.set_visible(False)
+    for k, (ax, (label, (trained, scored, values))) in enumerate(zip(axes.flat, changes.items(), strict=False)):
         sns.heatmap(values, ax=ax, vmin=-limit, vmax=limit, cmap="PuOr", center=0, annot=True, fmt=".1f", annot_kws={"size": 7},
-                    xticklabels=scored, yticklabels=trained, cbar=k == len(changes) - 1)  # fmt: skip
+                    xticklabels=scored, yticklabels=trained, cbar=k % across == across - 1)  # fmt: skip
         ax.set_title(label, fontsize=9)
         ax.tick_params(labelsize=7)
     return figure
 
 
-def dormant(group: Group) -> Figure | None:
-    """Share of dormant critic neurons over training: a row per threshold, a column per critic algorithm and proxy."""
-    cells = [
-        (proxy, label)
-        for proxy in group.proxies()
-        for label in group.labels(proxy)
-        if any(r.of("critic") for r in group.of(proxy, label))
-    ]
-    if not cells:
+def dormant(group: Group, proxy: str) -> Figure | None:
+    """Share of dormant critic neurons over training: a row per threshold, a column per algorithm with a critic."""
+    runs = [next((r for r in group.of(proxy, label) if r.of("critic")), None) for label in group.labels(proxy)]
+    critics = [run for run in runs if run is not None]
+    if not critics:
         return None
     thresholds = ("0", "0.025", "0.1")
-    figure, axes = _panels(len(thresholds), len(cells), f"Dormant critic neurons — {group.title}; first seed", 3.0, 2.0)
-    for column, (proxy, label) in enumerate(cells):
-        run = next(r for r in group.of(proxy, label) if r.of("critic"))
+    title = f"Dormant critic neurons, trained on {proxy} — {group.title}; first seed"
+    figure, axes = _panels(len(thresholds), len(critics), title, 3.4, 2.0)
+    for column, run in enumerate(critics):
         events = run.of("critic")
         for row, threshold in enumerate(thresholds):
             ax = axes[row, column]
@@ -245,12 +254,12 @@ def dormant(group: Group) -> Figure | None:
                 parts = [e["layers"][k] if k < len(e["layers"]) else e["all"] for e in events]
                 share = [100 * p["dormant"][threshold] / p["units"] for p in parts]
                 whole = k == len(events[0]["layers"])
-                ax.plot([e["queries"] for e in events], share, LAYER_LINES[k % 4], color="black" if whole else style(label)[0],
+                ax.plot([e["queries"] for e in events], share, LAYER_LINES[k % 4], color="black" if whole else style(run.label)[0],
                         linewidth=2 if whole else 1, label="all layers" if whole else f"layer {k + 1} of the critic")  # fmt: skip
             for event in events:
                 if event["when"] == "after_reset":
                     ax.axvline(event["queries"], color="grey", linewidth=0.6, alpha=0.6)
-            ax.set_title(f"{label} on {proxy}" if row == 0 else "", fontsize=9)
+            ax.set_title(run.label if row == 0 else "", fontsize=9)
             ax.set_ylabel(f"% with score <= {threshold}" if column == 0 else "", fontsize=8)
         axes[-1, column].set_xlabel("reward queries", fontsize=8)
     _legend(figure, axes, "vertical lines: resets, shown before and after")

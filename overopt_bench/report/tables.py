@@ -191,11 +191,12 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
     """Per trained algorithm: proxies trained on, rewards scored by, and the change end - start of each reward in
     standard deviations over the base model's images, averaged over seeds."""
     out: dict[str, tuple[list[str], list[str], Array]] = {}
-    labels = sorted({run.label for run in group.runs if run.of("scores") and run.algo not in ("base", "best_of_n")})
-    for label in labels:
+    trained = [run for run in group.runs if run.of("scores") and run.algo not in ("base", "best_of_n")]
+    names = {name for run in trained for name in run.of("scores")[0]["scores"]}
+    scored = [group.gold, *sorted(names - {group.gold})]
+    labels = dict.fromkeys(label for proxy in group.proxies() for label in group.labels(proxy))
+    for label in (label for label in labels if any(run.label == label for run in trained)):
         proxies = [p for p in group.proxies() if group.of(p, label)]
-        first = group.of(proxies[0], label)[0].of("scores")[0]["scores"]
-        scored = [group.gold, *sorted(name for name in first if name != group.gold)]
         values = np.full((len(proxies), len(scored)), np.nan)
         for r, proxy in enumerate(proxies):
             for c, reward in enumerate(scored):
