@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import RunError, UserError
+from overopt_bench.errors import UserError
 
 SCHEMA = 1
 KEEP = 2  # checkpoints: the newest, and one to fall back on
@@ -110,7 +110,7 @@ class Recorder:
         try:
             yield
         except OSError as error:
-            raise RunError(
+            raise UserError(
                 f"cannot write {self.folder}: {error.strerror}; the last checkpoint is kept, run the same command again to go on"
             ) from error
 

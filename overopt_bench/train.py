@@ -15,7 +15,7 @@ import torch
 
 from overopt_bench.budget import Budget, Metered
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import RunError
+from overopt_bench.errors import RunError, UserError
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.plugins import Plugin
 from overopt_bench.policy import DiffusionPolicy
@@ -39,7 +39,8 @@ def run(
         The run folder.
 
     Raises:
-        UserError: where the folder is not this run's. RunError: where training failed; the record says why.
+        UserError: where the folder is not this run's or the disk is full.
+        RunError: where training failed; the record says why.
         KeyboardInterrupt: after Ctrl-C, once everything is saved.
     """
     session = _Session(config, out, device, plugins, tracker)
@@ -148,7 +149,7 @@ class _Session:
                 raise RunError(
                     f"{error}; stopped at {self.budget.queries} queries, the last good checkpoint is kept in {self.recorder.folder}"
                 ) from None
-            except RunError:
+            except UserError:  # the disk is full, so the status cannot be written either
                 raise
             except BaseException as error:
                 reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
