@@ -108,6 +108,7 @@ class Judge(nn.Module):
     def parts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Alignment and quality, each ``[B]`` in [0, 1], for images ``[B, 3, 32, 32]`` in [0, 1]."""
         target = torch.tensor([self.name_of(p) for p in prompts], device=images.device)
+        images = images.contiguous(memory_format=torch.channels_last)
         alignment, quality = [], []
         for member in self.members:
             assert isinstance(member, Member)
@@ -137,6 +138,7 @@ class Human(Reward):
         state = {k: v.float() for k, v in load_file(path).items()}
         judge = Judge(mini.names, width=len(state["members.0.name.stem.weight"]))
         judge.load_state_dict(state)
+        judge = judge.to(memory_format=torch.channels_last)  # half the time on a CPU
         return cls(judge.eval().requires_grad_(False), mini.digest(path))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

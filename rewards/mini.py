@@ -35,16 +35,24 @@ def text_embeddings(clip: Any, ids: Tensor) -> Tensor:
 
 
 class AestheticHead(nn.Module):
-    """Embedding ``[B, 64]`` to a score ``[B]``. With non-linearities, unlike LAION's head, which is affine."""
+    """Embedding ``[B, 64]`` to a score ``[B]``. With non-linearities, unlike LAION's head, which is affine.
+
+    ``mean`` and ``std`` ``[64]`` standardise the embedding; they are those of the images that were rated.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, dim: int = 64, hidden: int = 64) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
         self.layers = nn.Sequential(
             nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 16), nn.GELU(), nn.Linear(16, 1)
         )
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return torch.as_tensor(self.layers(embeddings * embeddings.shape[1] ** 0.5).squeeze(1))
+        return torch.as_tensor(self.layers((embeddings - self.mean) / self.std).squeeze(1))
 
 
 class CrossAttentionScorer(nn.Module):

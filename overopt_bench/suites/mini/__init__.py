@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,22 @@ WEIGHTS = Path(__file__).parent / "weights"
 CONTEXT = 16  # tokens of the text encoder
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Small local files load in no time; bars for them hide what a user should read."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    shown = [m for m in (diffusers_logging, transformers_logging) if m.is_progress_bar_enabled()]
+    for module in shown:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in shown:
+            module.enable_progress_bar()
+
+
 @register_suite
 class MiniSuite(Suite):
     """Emoji at 32 x 32, trained from scratch; ``human`` is the truth. Runs on two CPU cores."""
@@ -29,7 +46,7 @@ class MiniSuite(Suite):
     gold = "human"
     defaults = SuiteDefaults(
         num_steps=5,
-        guidance_scale=1.5,
+        guidance_scale=1.0,
         eta=1.0,
         lora_rank=8,
         lora_alpha=8,
@@ -83,16 +100,20 @@ class MiniSuite(Suite):
         from diffusers import StableDiffusionPipeline
 
         folder = self.asset("pipeline/model_index.json").parent
-        return StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False, local_files_only=True
-        )
+        with _no_progress_bars():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder, safety_checker=None, requires_safety_checker=False, local_files_only=True
+            )
+        return pipeline
 
     def fresh_clip(self) -> Any:
         """A new copy of the suite's ``CLIPModel``, in float32 and evaluation mode."""
         from transformers import CLIPModel
 
         folder = self.asset("clip/config.json").parent
-        return CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        with _no_progress_bars():
+            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        return clip.eval().requires_grad_(False)
 
     @cached_property
     def clip(self) -> Any:

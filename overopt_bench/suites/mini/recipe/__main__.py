@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -26,7 +26,7 @@ from overopt_bench.suites.mini.recipe.samples import Sampler
 from overopt_bench.suites.mini.recipe.settings import Settings
 from overopt_bench.suites.mini.recipe.training import generator_for
 
-LEARNED = ("aesthetic", "imagereward", "pickscore", "hpsv2")
+Stage = Literal["models", "judge", "proxies"]
 
 
 def split_prompts(data: EmojiSet, s: Settings) -> dict[str, list[str]]:
@@ -53,12 +53,42 @@ def half(module: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.half().contiguous() for k, v in module.state_dict().items() if v.is_floating_point()}
 
 
-def build(s: Settings, cache: Path, work: Path, out: Path) -> None:
-    """All stages in order; each reads what the one before has *written*, so the shipped rounding is in the loop."""
+def build(s: Settings, cache: Path, work: Path, out: Path, start: Stage = "models") -> None:
+    """All stages from ``start`` on; each reads what the one before has *written*, so the shipped rounding is in the loop.
+
+    Raises:
+        UserError: where ``start`` needs files that ``out`` does not have.
+    """
     work.mkdir(parents=True, exist_ok=True)
     (out / "rewards").mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     data = load_emoji(cache, names=s.names)
+    suite = MiniSuite(out)
+    facts: dict[str, Any] = {}
+    if start == "models":
+        make_models(s, data, work, out)
+    else:
+        facts = json.loads(suite.asset("card.json").read_text())
+    facts["settings"] = asdict(s)
+    sampler = Sampler(suite.pipeline(), suite.tokens, s.num_steps)
+    if start != "proxies":
+        net = judge.train_classifier(s, data, work)
+        facts["recognisability"] = quality.recognisability(s, data, net, sampler)
+        print(json.dumps(facts["recognisability"], indent=1), flush=True)
+        pool = judge.make_pool(s, data, Sampler(suite.pipeline(), suite.tokens, s.pool_steps), work)
+        save_file(half(judge.train_judge(s, data, pool, sampler.pipe.vae, work)), out / "rewards/human.safetensors")
+    human = Human.load(suite)
+    facts["judge"] = quality.judge_ordering(s, data, sampler, human, min(256, 8 * s.pool_size))
+    print(json.dumps({k: round(v["score"], 3) for k, v in facts["judge"].items()}, indent=1), flush=True)
+    train_proxies(s, data, sampler, human, suite, work, out)
+    facts["proxies"] = quality.correlations(s, data, sampler, human, card.suite_rewards(suite))
+    print(json.dumps(facts["proxies"], indent=1), flush=True)
+    facts["minutes_of_this_call"] = round((time.monotonic() - started) / 60, 1)
+    card.write(s, data, sampler, facts, out)
+
+
+def make_models(s: Settings, data: EmojiSet, work: Path, out: Path) -> None:
+    """Autoencoder, CLIP, U-Net and the prompt splits."""
     captions = [data.caption(k, styled) for k in range(len(data.images)) for styled in (False, True)]
     tokenizer = generator.make_tokenizer(captions, work / "tokenizer")
     vae = generator.train_vae(s, data, work)
@@ -72,36 +102,18 @@ def build(s: Settings, cache: Path, work: Path, out: Path) -> None:
     world = {"splits": splits, "tuning": tuning, "names": list(data.names)}
     (out / "prompts.json").write_text(json.dumps(world, indent=1))
 
-    suite = MiniSuite(out)
-    sampler = Sampler(suite.pipeline(), suite.tokens, s.num_steps)
-    facts: dict[str, Any] = {"settings": asdict(s)}
-    net = judge.train_classifier(s, data, work)
-    facts["recognisability"] = quality.recognisability(s, data, net, sampler)
-    print(json.dumps(facts["recognisability"], indent=1), flush=True)
-    pool = judge.make_pool(s, data, Sampler(suite.pipeline(), suite.tokens, s.pool_steps), work)
-    save_file(half(judge.train_judge(s, data, pool, sampler.pipe.vae, work)), out / "rewards/human.safetensors")
-    human = Human.load(suite)
-    facts["judge"] = quality.judge_ordering(s, data, sampler, human, min(256, 8 * s.pool_size))
-    print(json.dumps({k: round(v["score"], 3) for k, v in facts["judge"].items()}, indent=1), flush=True)
-    train_proxies(s, data, sampler, human, suite, work, out)
-    facts["proxies"] = quality.correlations(s, data, sampler, human, card.suite_rewards(suite))
-    print(json.dumps(facts["proxies"], indent=1), flush=True)
-    facts["minutes_of_this_call"] = round((time.monotonic() - started) / 60, 1)
-    card.write(s, data, sampler, facts, out)
-
 
 def train_proxies(
     s: Settings, data: EmojiSet, sampler: Sampler, human: Human, suite: MiniSuite, work: Path, out: Path
 ) -> None:
-    """Labels and fits; a proxy that is there already is kept."""
-    w = s.guidance_scale
+    """Labels and fits."""
 
     def save(name: str, model: nn.Module) -> None:
         save_file(half(model), out / f"rewards/{name}.safetensors")
 
-    save("aesthetic", proxies.train_aesthetic(s, data, sampler, human, suite.clip, w, work))
-    base = proxies.base_samples(data, sampler, human, s.rated_images, w, generator_for(s.seed, "rated images"))
-    mixed = proxies.mixed_samples(data, sampler, human, s.rated_images, w, generator_for(s.seed, "mixed images"))
+    save("aesthetic", proxies.train_aesthetic(s, data, sampler, human, suite.clip, work))
+    base = proxies.base_samples(s, data, sampler, human, s.rated_images, generator_for(s.seed, "rated images"))
+    mixed = proxies.mixed_samples(s, data, sampler, human, s.rated_images, generator_for(s.seed, "mixed images"))
     for name, scorer, rated, count in (
         ("imagereward", CrossAttentionScorer, base, s.imagereward_pairs),
         ("pickscore", SimilarityScorer, base, s.pickscore_pairs),
@@ -119,12 +131,15 @@ def main(
     work: Annotated[Path, typer.Option(help="checkpoints of the stages; delete one to remake it")] = Path("mini_work"),
     cache: Annotated[Path, typer.Option(help="where the npm archives are kept")] = Path("mini_work/npm"),
     miniature: Annotated[bool, typer.Option(help="a few steps of everything, to test the recipe")] = False,
+    start: Annotated[
+        Stage, typer.Option(help="models, judge or proxies; earlier stages are taken from --out")
+    ] = "models",
     restart: Annotated[bool, typer.Option(help="forget the checkpoints in --work")] = False,
 ) -> None:
     """Make every weight of the mini suite from published packages."""
     if restart and work.exists():
         shutil.rmtree(work)
-    build(Settings.miniature() if miniature else Settings(), cache, work, out)
+    build(Settings.miniature() if miniature else Settings(), cache, work, out, start)
 
 
 if __name__ == "__main__":

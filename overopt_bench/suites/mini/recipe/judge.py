@@ -32,7 +32,7 @@ class Pool:
 
 def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, work: Path) -> Pool:
     """Generated images of known kinds: guidance scales, SDEdit by how much is kept, perturbed U-Nets."""
-    path, guidance = work / "pool.pt", s.guidance_scale
+    path, guidance = work / "pool.pt", s.judge_guidance
     if path.exists():
         return Pool(**torch.load(path, weights_only=True))
     g = generator_for(s.seed, "judge pool")

@@ -36,35 +36,35 @@ def rate(images: Tensor, prompts: list[str], human: Human, sampler: Sampler) -> 
     return Rated(images, tuple(prompts), sampler.tokens(prompts), truth)
 
 
-def _prompts(data: EmojiSet, n: int, g: Generator) -> list[str]:
-    return [data.names[int(k)] for k in torch.randint(len(data.names), (n,), generator=g)]
+def _prompts(data: EmojiSet, n: int, g: Generator, each: int = 1) -> list[str]:
+    """n prompts: random names, every one ``each`` times in a row."""
+    names = torch.randint(len(data.names), (-(-n // each),), generator=g).tolist()
+    return [data.names[k] for k in names for _ in range(each)][:n]
 
 
-def base_samples(data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Rated:
-    """n base samples of random names at the settings that runs use."""
-    prompts = _prompts(data, n, g)
-    return rate(sampler(prompts, g, guidance=guidance), prompts, human, sampler)
+def base_samples(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, g: Generator) -> Rated:
+    """n base samples at the settings that runs use, in groups of one prompt."""
+    prompts = _prompts(data, n, g, s.rated_per_prompt)
+    return rate(sampler(prompts, g, guidance=s.guidance_scale), prompts, human, sampler)
 
 
 def train_aesthetic(
-    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, clip: CLIPModel, guidance: float, work: Path
+    s: Settings, data: EmojiSet, sampler: Sampler, human: Human, clip: CLIPModel, work: Path
 ) -> AestheticHead:
-    """Ratings: human + noise, of base samples at guidance scales that a user would try."""
+    """Ratings: human + noise, of base samples; several of one prompt, so that more than the prompt is learned."""
     g = generator_for(s.seed, "aesthetic labels")
-    prompts = _prompts(data, s.aesthetic_labels, g)
-    third = -(-len(prompts) // 3)
-    scales = (1.0, guidance, 2 * guidance)
-    images = torch.cat([sampler(prompts[k * third : (k + 1) * third], g, guidance=w) for k, w in enumerate(scales)])
-    rated = rate(images, prompts, human, sampler)
+    rated = base_samples(s, data, sampler, human, s.aesthetic_labels, g)
     ratings = rated.truth + s.rating_noise * torch.randn(rated.truth.shape, generator=g)
     ratings = (ratings - ratings.mean()) / ratings.std()
     with torch.no_grad():
         embeddings = image_embeddings(clip, rated.images)
     head = seeded(s.seed, "aesthetic", AestheticHead)
     assert isinstance(head, AestheticHead)
+    head.mean.copy_(embeddings.mean(0))
+    head.std.copy_(embeddings.std(0))
 
     def loss(model: nn.Module, g: Generator) -> Tensor:
-        pick = torch.randint(len(ratings), (64,), generator=g)
+        pick = torch.randint(len(ratings), (128,), generator=g)
         return F.mse_loss(model(embeddings[pick]), ratings[pick])
 
     fit("aesthetic", head, loss, work=work, seed=s.seed, steps=s.aesthetic_steps, lr=1e-3, weight_decay=0.3)
@@ -82,20 +82,25 @@ class Pairs:
 
 
 def pair_up(s: Settings, rated: Rated, count: int, g: Generator) -> Pairs:
-    """Random pairs of rated images, each judged by how well it shows its own prompt.
+    """Pairs of rated images, half of them of one prompt, each judged by how well it shows its own prompt.
 
-    Each side is seen with its own noise, so close pairs are often judged the wrong way round. Pairs are not
-    restricted to one prompt: scores are compared across prompts when a policy is trained on several.
+    Each side is seen with its own noise, so close pairs are often judged the wrong way round. Pairs within a
+    prompt teach what a policy can change; pairs across prompts keep scores comparable between them.
     """
-    a, b = (torch.randint(len(rated.truth), (count,), generator=g) for _ in range(2))
+    n, k = len(rated.truth), s.rated_per_prompt
+    a, b = (torch.randint(n, (count,), generator=g) for _ in range(2))
+    shift = torch.randint(1, k, (count,), generator=g)
+    sibling = (a // k * k + (a + shift) % k).clamp(max=n - 1)  # another image of the same prompt
+    b = torch.where(torch.rand(count, generator=g) < 0.5, sibling, b)
     noise = s.rating_noise * torch.randn((2, count), generator=g)
     choice = (rated.truth[a] + noise[0] > rated.truth[b] + noise[1]).float()
     return Pairs(rated, a, b, choice)
 
 
-def mixed_samples(data: EmojiSet, sampler: Sampler, human: Human, n: int, guidance: float, g: Generator) -> Rated:
+def mixed_samples(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, g: Generator) -> Rated:
     """n images of different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
-    prompts = _prompts(data, n, g)
+    prompts = _prompts(data, n, g, s.rated_per_prompt)
+    guidance = s.guidance_scale
     by_name = {name: (data.name == k).nonzero().flatten() for k, name in enumerate(data.names)}
     worse = sampler.worse(0.15, g)
 
@@ -109,13 +114,15 @@ def mixed_samples(data: EmojiSet, sampler: Sampler, human: Human, n: int, guidan
         (0.9, lambda p: worse(p, g, guidance=guidance)),
         (1.0, real),
     ]
-    images, start = [], 0
+    images = torch.empty(n, 3, 32, 32)
+    drawn = torch.rand(n, generator=g)  # the source is drawn image by image, so a prompt's images differ in it
+    below = 0.0
     for share, source in sources:
-        end = round(share * n)
-        if end > start:
-            images.append(source(prompts[start:end]))
-        start = end
-    return rate(torch.cat(images), prompts, human, sampler)
+        pick = ((drawn >= below) & (drawn < share)).nonzero().flatten()
+        if len(pick):
+            images[pick] = source([prompts[k] for k in pick.tolist()])
+        below = share
+    return rate(images, prompts, human, sampler)
 
 
 def train_preference(
@@ -126,12 +133,10 @@ def train_preference(
     pairs: Pairs,
     work: Path,
 ) -> nn.Module:
-    """Bradley-Terry on pairs; the text tower and all but the last two vision layers stay frozen."""
+    """Bradley-Terry on pairs; the text tower stays frozen."""
     model = seeded(s.seed, name, lambda: scorer(clip))
     clip.requires_grad_(False)
-    for layer in clip.vision_model.encoder.layers[-2:]:
-        layer.requires_grad_(True)
-    for module in (clip.vision_model.post_layernorm, clip.visual_projection):
+    for module in (clip.vision_model, clip.visual_projection):
         module.requires_grad_(True)
 
     def loss(m: nn.Module, g: Generator) -> Tensor:

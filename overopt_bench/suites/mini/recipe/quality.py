@@ -93,18 +93,33 @@ def judge_ordering(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, 
 def correlations(
     s: Settings, data: EmojiSet, sampler: Sampler, human: Human, proxies: dict[str, Reward]
 ) -> dict[str, dict[str, float]]:
-    """Spearman correlation with ``human`` on fresh base samples of random names, and the proxies' mean and spread."""
+    """Correlations with ``human`` on fresh base samples, 16 of a random name each, and the proxies' mean and spread.
+
+    ``spearman`` is over all images, ``within`` Pearson's after each prompt's mean is taken away: what a policy
+    that is trained per prompt can use.
+    """
     g: Generator = generator_for(s.seed, "spearman")
-    n = s.spearman_samples
-    prompts = [data.names[int(k)] for k in torch.randint(len(data.names), (n,), generator=g)]
+    n, each = s.spearman_samples, 16
+    names = torch.randint(len(data.names), (n // each,), generator=g).tolist()
+    prompts = [data.names[k] for k in names for _ in range(each)]
     images = sampler(prompts, g, guidance=s.guidance_scale)
-    with torch.no_grad():
-        truth = torch.cat([human(images[k : k + 256], prompts[k : k + 256]) for k in range(0, n, 256)])
-        out = {"human": {"mean": truth.mean().item(), "std": truth.std().item(), "n": n}}
-        for name, proxy in proxies.items():
-            score = torch.cat([proxy(images[k : k + 256], prompts[k : k + 256]) for k in range(0, n, 256)])
-            rho = float(spearmanr(score.numpy(), truth.numpy()).statistic)
-            out[name] = {"spearman": rho, "mean": score.mean().item(), "std": score.std().item(), "n": n}
+
+    def score(reward: Reward) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([reward(images[k : k + 256], prompts[k : k + 256]) for k in range(0, n, 256)])
+
+    def deviations(x: Tensor) -> Tensor:
+        return (x.view(-1, each) - x.view(-1, each).mean(1, keepdim=True)).flatten()
+
+    truth = score(human)
+    out = {"human": {"mean": truth.mean().item(), "std": truth.std().item(), "n": n,
+                     "std_within": deviations(truth).std().item()}}  # fmt: skip
+    for name, proxy in proxies.items():
+        x = score(proxy)
+        both = torch.stack([deviations(x), deviations(truth)])
+        out[name] = {"spearman": float(spearmanr(x.numpy(), truth.numpy()).statistic),
+                     "within": torch.corrcoef(both)[0, 1].item(),
+                     "mean": x.mean().item(), "std": x.std().item(), "n": n}  # fmt: skip
     return out
 
 

@@ -41,13 +41,15 @@ class Sampler:
         for lo in range(0, len(prompts), batch):
             part = list(prompts[lo : lo + batch])
             cond = self.pipe.text_encoder(self.tokens(part)).last_hidden_state
-            empty = self.pipe.text_encoder(self.tokens([""])).last_hidden_state.expand_as(cond)
+            if guidance != 1:
+                empty = self.pipe.text_encoder(self.tokens([""])).last_hidden_state.expand_as(cond)
+                cond = torch.cat([empty, cond])
             x = torch.randn((len(part), 4, 8, 8), generator=generator)
             if init is not None:
                 a = self.pipe.scheduler.alphas_cumprod[self.timesteps[start]]
                 x = a.sqrt() * init[lo : lo + batch] + (1 - a).sqrt() * x
             for i in range(start, self.num_steps):
-                x = self._step(x, i, torch.cat([empty, cond]), guidance, eta, generator)
+                x = self._step(x, i, cond, guidance, eta, generator)
             decoded = self.pipe.vae.decode(x / self.pipe.vae.config.scaling_factor).sample
             images.append((decoded / 2 + 0.5).clamp(0, 1))
         return torch.cat(images)
@@ -55,8 +57,12 @@ class Sampler:
     def _step(self, x: Tensor, i: int, context: Tensor, guidance: float, eta: float, generator: Generator) -> Tensor:
         t, alphas = self.timesteps[i], self.pipe.scheduler.alphas_cumprod
         before = max(int(t) - 1000 // self.num_steps, 0)
-        uncond, cond = self.pipe.unet(torch.cat([x, x]), t, context).sample.chunk(2)
-        step = ddim_transition(x, uncond + guidance * (cond - uncond), alphas[t].view(1), alphas[before].view(1), eta)
+        if guidance == 1:
+            eps = self.pipe.unet(x, t, context).sample
+        else:
+            uncond, cond = self.pipe.unet(torch.cat([x, x]), t, context).sample.chunk(2)
+            eps = uncond + guidance * (cond - uncond)
+        step = ddim_transition(x, eps, alphas[t].view(1), alphas[before].view(1), eta)
         return step.sample(torch.randn(x.shape, generator=generator))
 
 

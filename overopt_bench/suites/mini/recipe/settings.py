@@ -23,7 +23,8 @@ class Settings:
     unet_batch: int = 64
     unet_blocks: tuple[int, int] = (64, 96)
     latent_copies: int = 12
-    guidance_scale: float = 1.5
+    guidance_scale: float = 1.0  # of runs, and so of the images that raters see
+    judge_guidance: float = 1.5
     num_steps: int = 5
     pool_size: int = 256
     pool_steps: int = 10  # the judge's pool keeps more or less of a real drawing in tenths
@@ -31,15 +32,16 @@ class Settings:
     judge_batch: int = 64
     judge_width: int = 32
     classifier_steps: int = 1200
-    aesthetic_labels: int = 1500
-    aesthetic_steps: int = 800
-    rated_images: int = 4000
-    imagereward_pairs: int = 4000
-    pickscore_pairs: int = 4000
-    hpsv2_pairs: int = 4000
-    preference_steps: int = 400
+    aesthetic_labels: int = 4096
+    aesthetic_steps: int = 1500
+    rated_images: int = 8192
+    rated_per_prompt: int = 8
+    imagereward_pairs: int = 16000
+    pickscore_pairs: int = 8000
+    hpsv2_pairs: int = 8000
+    preference_steps: int = 600
     preference_batch: int = 64
-    rating_noise: float = 0.05
+    rating_noise: float = 0.02
     spearman_samples: int = 1024
     split_size: int = 16
 
@@ -64,6 +66,7 @@ class Settings:
             aesthetic_labels=12,
             aesthetic_steps=4,
             rated_images=12,
+            rated_per_prompt=3,
             imagereward_pairs=8,
             pickscore_pairs=8,
             hpsv2_pairs=8,
