@@ -46,7 +46,7 @@ class AlignPropParams(AlgorithmParams):
         json_schema_extra={"memory_only": True},
     )
 
-    mini: ClassVar[dict[str, Any]] = {"batch_size": 32, "checkpoint": False, "loss_coefficient": 1.0}
+    mini: ClassVar[dict[str, Any]] = {"batch_size": 32, "lr": 3e-4, "checkpoint": False, "loss_coefficient": 1.0}
 
 
 @register_algorithm
