@@ -137,12 +137,7 @@ class Evaluator:
         n = min(len(group) for group in groups)
         row: dict[str, Any] = {"n": n}
         for name, reward in self.rewards.items():
-            known = self._pool_scores.get(name, torch.empty(0))
-            fresh = [
-                reward(pool.images[k : k + 256].float() / 255, pool.prompts[k : k + 256]).cpu()
-                for k in range(len(known), len(pool.prompts), 256)
-            ]
-            scores = self._pool_scores[name] = torch.cat([known, *fresh])
+            scores = self._score_pool(name, reward, pool)
             estimates = []
             for group in groups:
                 order = pool.proxy[group].sort().indices
@@ -156,3 +151,12 @@ class Evaluator:
             "train/path_kl/count": len(groups),
             "train/sqrt_kl": kl**0.5,
         }
+
+    def _score_pool(self, name: str, reward: Reward, pool: Candidates) -> Tensor:
+        """Scores ``[N]`` of the pool. Whole batches are scored once; they begin at the same images after a resume."""
+        known = self._pool_scores.get(name, torch.empty(0))
+        for k in range(len(known), len(pool.prompts), BATCH):
+            part = slice(k, k + BATCH)
+            known = torch.cat([known, reward(pool.images[part].float() / 255, pool.prompts[part]).cpu()])
+        self._pool_scores[name] = known[: len(known) // BATCH * BATCH]
+        return known

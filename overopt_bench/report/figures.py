@@ -82,14 +82,25 @@ def _panels(rows: int, columns: int, title: str, width: float = 3.3, height: flo
 
 
 def _per_proxy(group: Group, rows: int, title: str) -> tuple[Figure, np.ndarray, dict[str, np.ndarray]]:
-    """A column of ``rows`` panels for each proxy, ``ACROSS`` of them beside each other, then the next below."""
+    """``rows`` panels for each proxy: a column, ``ACROSS`` of them beside each other; a row where there is one proxy."""
     proxies = group.proxies()
+    if len(proxies) == 1:
+        figure, axes = _panels(1, rows, f"{title}, trained on {proxies[0]} — {group.title}, training prompts", 4.2, 3.2)
+        return figure, axes, {proxies[0]: axes[0]}
     blocks, across = -(-len(proxies) // ACROSS), min(ACROSS, len(proxies))
     figure, axes = _panels(rows * blocks, across, f"{title} — {group.title}, training prompts")
     column = {p: axes[k // across * rows : (k // across + 1) * rows, k % across] for k, p in enumerate(proxies)}
     for ax in axes[-rows:, len(proxies) - (blocks - 1) * across :].flat:
         ax.set_visible(False)
+    for proxy, panels in column.items():
+        panels[0].set_title(f"trained on {proxy}", fontsize=9)
     return figure, axes, column
+
+
+def _label_x(panels: np.ndarray, text: str, proxies: int) -> None:
+    """Below the lowest panel of a column, or below every panel of a row."""
+    for ax in panels if proxies == 1 else panels[-1:]:
+        ax.set_xlabel(text, fontsize=8)
 
 
 def _legend(figure: Figure, axes: np.ndarray, note: str) -> None:
@@ -129,9 +140,8 @@ def proxy_and_gold(group: Group) -> Figure:
                     dashed=dashed,
                     label=f"{label} ({seeds_word(runs)})" if len(columns) == 1 else label,
                 )
-            ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
             ax.set_ylabel(f"proxy: {proxy}" if row == 0 else f"gold: {group.gold}", fontsize=8)
-        panels[1].set_xlabel("reward queries", fontsize=8)
+        _label_x(panels, "reward queries", len(columns))
     _legend(figure, axes, BANDS)
     return figure
 
@@ -173,8 +183,7 @@ def _one_row(
                         band=False,
                     )
             ax.set_ylabel(f"{kind}: {reward}", fontsize=8)
-            ax.set_title(f"trained on {proxy}" if row == 0 else "", fontsize=9)
-        panels[-1].set_xlabel(x_label(proxy), fontsize=8)
+        _label_x(panels, x_label(proxy), len(columns))
     _legend(figure, axes, "means over seeds at equal queries")
     return figure
 
@@ -187,7 +196,6 @@ def diversity(group: Group) -> Figure:
             runs = [run for run in group.of(proxy, label) if len(run.curve("train/diversity")[0]) > 1]
             if runs:
                 _line(ax, runs, "queries", "train/diversity", label=label)
-        ax.set_title(f"trained on {proxy}", fontsize=9)
         ax.set_xlabel("reward queries", fontsize=8)
     for ax in axes[:, 0]:
         ax.set_ylabel("mean pairwise CLIP cosine distance", fontsize=8)
