@@ -40,9 +40,10 @@ def group_context(
     """Everything that one group of comparable runs shows."""
     settings = {k: v for k, v in group.settings.items() if k != "weights"}
     shown = [{"title": title, "src": data_uri(path)} for title, path in figures]
-    labels = sorted({run.label for run in group.runs})
+    labels = list(dict.fromkeys(label for proxy in group.proxies() for label in group.labels(proxy)))
     return {
-        "name": group.name, "title": group.title, "settings": json.dumps(settings), "verdicts": verdicts, "figures": shown,
+        "name": group.name, "title": group.title, "gold": group.gold, "settings": json.dumps(settings),
+        "verdicts": verdicts, "figures": shown,
         "tables": tables, "strips": json.dumps(strips).replace("</", "<\\/"), "has_strips": bool(strips),
         "colours": {label: style(label)[0] for label in labels},
         "strip_colours": json.dumps({**{k: v[0] for k, v in STYLE.items()}, **{label: style(label)[0] for label in labels}}),
