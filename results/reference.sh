@@ -9,3 +9,4 @@ for seed in 0 1 2; do
     overopt-bench sweep --algo "${all/alignprop,/}" --proxy jpeg_compressibility,jpeg_incompressibility --seeds "$seed" "${common[@]}"
 done
 overopt-bench report results/mini --out results/report
+overopt-bench report results/mini/imagereward --out results/report-imagereward

@@ -154,6 +154,14 @@ def test_truncation_is_drawn_from_its_distribution(truncation: str) -> None:
         assert abs(drawn[k] / n - p) < 5 * (p * (1 - p) / n) ** 0.5 + 1 / n, k
 
 
+def test_a_truncation_outside_the_chain_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two steps int(1.68 + 0.2 z) is -2, 0, 2 and then 1 for these z; only the last keeps a step with a gradient."""
+    algorithm = AlignProp(context(ToyPolicy(steps=2)), AlignProp.Params(truncation="normal"))
+    draws = iter([-20.0, -4.0, 2.0, 0.0])
+    monkeypatch.setattr(torch, "randn", lambda *size, generator: torch.full(size, next(draws)))
+    assert algorithm.draw_grad_steps() == 1 and next(draws, None) is None
+
+
 def test_one_truncation_needs_a_policy_of_more_than_one_step() -> None:
     algorithm = AlignProp(context(ToyPolicy(steps=1)), AlignProp.Params(truncation="normal"))
     assert algorithm.draw_grad_steps() == 1 and math.isfinite(algorithm.step()["loss"])
