@@ -157,6 +157,7 @@ class Evaluator:
         known = self._pool_scores.get(name, torch.empty(0))
         for k in range(len(known), len(pool.prompts), BATCH):
             part = slice(k, k + BATCH)
-            known = torch.cat([known, reward(pool.images[part].float() / 255, pool.prompts[part]).cpu()])
+            images = pool.images[part].to(self.policy.device).float() / 255
+            known = torch.cat([known, reward(images, pool.prompts[part]).cpu()])
         self._pool_scores[name] = known[: len(known) // BATCH * BATCH]
         return known

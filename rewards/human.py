@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overopt_bench.registry import register_reward
+from overopt_bench.rewards.devices import follow
 from overopt_bench.types import Reward, Suite
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Judge(nn.Module):
         """Alignment and quality, each ``[B]`` in [0, 1], for images ``[B, 3, 32, 32]`` in [0, 1]."""
         target = torch.tensor([self.name_of(p) for p in prompts], device=images.device)
         images = images.contiguous(memory_format=torch.channels_last)
+        follow(self, images)
         alignment, quality = [], []
         for member in self.members:
             assert isinstance(member, Member)

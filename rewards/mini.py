@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
+from overopt_bench.rewards.devices import follow
 from overopt_bench.types import Reward, Suite
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def image_embeddings(clip: Any, images: Tensor) -> Tensor:
     """L2-normalised CLIP embeddings ``[B, 64]`` of images ``[B, 3, 32, 32]`` in [0, 1]."""
-    pooled = clip.vision_model(pixel_values=images * 2 - 1).pooler_output
+    pooled = follow(clip, images).vision_model(pixel_values=images * 2 - 1).pooler_output
     return F.normalize(clip.visual_projection(pooled), dim=-1)
 
 
@@ -121,7 +122,8 @@ class MiniProxy(Reward):
         return image_embeddings(self.clip, images)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.as_tensor(self.model(images, self.suite.tokens(prompts)))
+        ids = self.suite.tokens(prompts).to(images.device)
+        return torch.as_tensor(follow(self.model, images)(images, ids))
 
     def weights_hash(self) -> str | None:
         return self._digest
@@ -136,7 +138,7 @@ class Aesthetic(MiniProxy):
     scorer = AestheticHead
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.as_tensor(self.model(self.features(images)))
+        return torch.as_tensor(follow(self.model, images)(self.features(images)))
 
 
 @register_reward(suite="mini")
@@ -177,5 +179,5 @@ class ClipScore(MiniProxy):
         return cls(SimilarityScorer(mini.clip), mini.clip, mini, mini.digest(path))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        text = text_embeddings(self.clip, self.suite.tokens(prompts))
-        return 100 * (self.features(images) * text).sum(1)
+        image = self.features(images)
+        return 100 * (image * text_embeddings(self.clip, self.suite.tokens(prompts).to(images.device))).sum(1)

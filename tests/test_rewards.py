@@ -43,6 +43,19 @@ def test_scores_are_one_per_image_whatever_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in rewards.names("mini") if rewards.get(n, "mini").differentiable])
+def test_weights_and_tokens_follow_the_images_to_their_device(name: str) -> None:
+    """On the "meta" device, which like a GPU refuses to mix with the CPU, but is everywhere."""
+    suite = get_suite("mini")
+    reward = get_reward(name, suite)
+    images = torch.empty(2, 3, 32, 32, device="meta")
+    scores = reward(images, list(suite.prompts["train"][:2]))
+    assert scores.device == images.device and scores.shape == (2,)
+    if reward.feature_dim is not None:
+        assert reward.features(images).shape == (2, reward.feature_dim)
+    assert suite.clip_features(images).device == images.device
+
+
+@pytest.mark.parametrize("name", [n for n in rewards.names("mini") if rewards.get(n, "mini").differentiable])
 def test_gradients_reach_the_pixels(name: str) -> None:
     """Against central differences along a random direction, in float64."""
     suite = get_suite("mini")
