@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from overopt_bench import options as o
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from overopt_bench.config import RunConfig
     from overopt_bench.prepare import Options
 
@@ -112,6 +114,25 @@ def sample(
     files = draw(Path(run), prompt, count, seed, Path(out), choose_device(device))
     print(*files, sep="\n")
     return files
+
+
+def eval(
+    run: o.Run, prompt: o.EvalPrompts = None, count: o.Count = 4, seed: o.SampleSeed = 0, plugin: o.Plugin = None,
+    device: o.Device = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Score a trained policy beside its base model with every reward.
+
+    On the same noise; on the held-out prompts where none is given. Returns the table.
+    """
+    from overopt_bench.assess import assess
+    from overopt_bench.plugins import load_plugin
+    from overopt_bench.prepare import choose_device
+
+    for path in plugin or ():
+        load_plugin(path)
+    table = assess(Path(run), prompt or (), count, seed, choose_device(device))
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    return table
 
 
 def bench(suite: o.Suite = None, device: o.Device = None) -> dict[str, Any]:

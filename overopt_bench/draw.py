@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
@@ -49,25 +51,39 @@ def trained_pipeline(run: Path, config: RunConfig, device: str) -> Any:
     return pipeline
 
 
-def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, device: str) -> list[Path]:
-    """``count`` PNG files for each prompt, from noise that depends only on (seed, prompt, index).
+@torch.no_grad()
+def sample_images(pipeline: Any, config: RunConfig, prompts: Sequence[str], count: int, seed: int) -> Tensor:
+    """``count`` images of each prompt, ``[prompts * count, 3, H, W]`` in [0, 1], with the sampler of the run.
+
+    The noise depends only on (seed, prompt, index), so two pipelines draw the same images but for their weights.
 
     Raises:
-        UserError: where the run cannot be sampled or count is not positive.
+        UserError: where there is no prompt, an empty one, or count is not positive.
     """
     if count < 1 or not prompts or not all(prompt.strip() for prompt in prompts):
-        raise UserError("sample needs at least one --prompt that is not empty and a --count of at least 1")
-    config = read_config(run)
-    pipeline = trained_pipeline(run, config, device)
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
+        raise UserError("give at least one --prompt that is not empty and a --count of at least 1")
+    parts = []
     for prompt in prompts:
         generators = [torch.Generator().manual_seed(stable_seed("sample", seed, prompt, k)) for k in range(count)]
-        images = pipeline(
-            prompt, num_images_per_prompt=count, num_inference_steps=config.num_steps,
+        parts.append(pipeline(
+            prompt, num_images_per_prompt=count, num_inference_steps=config.num_steps, output_type="pt",
             guidance_scale=config.guidance_scale, eta=config.eta, generator=generators,
-        ).images  # fmt: skip
-        for k, image in enumerate(images):
-            files.append(out / f"{re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60]}-{seed}-{k}.png")
-            image.save(files[-1])
+        ).images)  # fmt: skip
+    return torch.cat(parts)
+
+
+def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, device: str) -> list[Path]:
+    """``count`` PNG files for each prompt; see ``sample_images``.
+
+    Raises:
+        UserError: where the run cannot be sampled.
+    """
+    config = read_config(run)
+    images = sample_images(trained_pipeline(run, config, device), config, prompts, count, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for k, pixels in enumerate((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()):
+        word = re.sub(r"[^a-z0-9]+", "-", prompts[k // count].lower()).strip("-")[:60]
+        files.append(out / f"{word}-{seed}-{k % count}.png")
+        Image.fromarray(pixels).save(files[-1])
     return files

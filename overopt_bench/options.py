@@ -61,6 +61,9 @@ Results = Annotated[Words, typer.Argument(help="Run folders or folders of runs. 
 ReportOut = Annotated[Path, typer.Option(help="Folder of the report.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 Prompts = Annotated[list[str], typer.Option(metavar="TEXT", help="What to draw; may be repeated.")]
+EvalPrompts = Annotated[
+    Words, typer.Option(metavar="TEXT", help="What to draw; may be repeated. [the suite's held-out prompts]")
+]
 Count = Annotated[int, typer.Option(help="Images per prompt.")]
 SampleSeed = Annotated[int, typer.Option(help="Seed of the noise.")]
 ImagesOut = Annotated[Path, typer.Option(help="Folder of the images.")]

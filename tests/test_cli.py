@@ -111,6 +111,7 @@ BAD = {
     "sweep owner": ([*SWEEP, "--set", "ddpo.lr=1"], "'ddpo' is not in --algo climb,slide"),
     "sweep without proxy": (["sweep", "--algo", "climb"], "--proxy"),
     "list": (["list", "algorithm"], "did you mean 'algorithms'?"),
+    "eval": (["eval", "nowhere"], "nowhere is not a run folder"),
     "sample": (["sample", "nowhere", "--prompt", "cat"], "nowhere is not a run folder"),
 }
 
@@ -217,7 +218,7 @@ def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.C
 
 def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
     names = [command.__name__ for command in cli.COMMANDS]
-    assert names == ["run", "report", "list", "sweep", "sample", "bench"]
+    assert names == ["run", "report", "list", "sweep", "eval", "sample", "bench"]
     folder = api.run(algo="climb", proxy="darkness", suite="tiny", seed=2, out=Path("o"))
     assert folder == Path("o/tiny/darkness/climb/seed2")
     assert all("device" in inspect.signature(f).parameters for f in (api.run, api.sweep, api.sample, api.bench))

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from overopt_bench import train
+from overopt_bench import api, train
 from overopt_bench.config import resolve
 from overopt_bench.errors import RunError
 from overopt_bench.evaluate import diversity, image_noise
@@ -141,6 +142,20 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     assert process.returncode == 130, err
     assert "overopt-bench run --config" in out and "Traceback" not in err
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_eval_and_sample_read_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, proxy="jpeg_compressibility", params={**EPOCH, "lr": 0.02})
+    table = api.eval(folder, ["fox face", "owl"], count=2, device="cpu").set_index("reward")
+    assert table.loc["jpeg_compressibility", "role"] == "proxy" and table.loc["human", "role"] == "gold"
+    assert (table["images"] == 4).all() and (table["change"].abs() > 0).all()
+    assert table["change"].to_numpy() == pytest.approx((table["policy"] - table["base"]).to_numpy(), abs=1e-4)
+
+    spoken = api.eval(folder, ["a thing without a name"], count=1, device="cpu").set_index("reward")
+    assert "human" not in spoken.index and "human is left out" in capsys.readouterr().err
+
+    files = api.sample(folder, ["fox face"], count=2, out=tmp_path / "drawn", device="cpu")
+    assert [Image.open(f).size for f in files] == [(32, 32)] * 2
 
 
 def test_evaluation_noise_depends_on_its_arguments_alone() -> None:

@@ -1,0 +1,53 @@
+"""What every reward says of a trained policy beside its base model, on any prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from overopt_bench.draw import read_config, sample_images, trained_pipeline
+from overopt_bench.registry import get_reward, get_suite, rewards
+from overopt_bench.stats import paired_difference
+
+
+@torch.no_grad()
+def assess(run: Path, prompts: Sequence[str], count: int, seed: int, device: str) -> pd.DataFrame:
+    """Score ``count`` images of each prompt, drawn by the base model and by the run's adapter from the same noise.
+
+    Args:
+        run: a run folder with an adapter. prompts: the first held-out split of the run's suite where empty.
+
+    Returns:
+        A row per reward, the run's proxy and golds first: mean of the base, mean of the policy, the mean and the
+        standard error of their paired difference, the number of images. A reward that cannot judge the prompts
+        is left out, with a line on stderr that says why.
+
+    Raises:
+        UserError: where the run cannot be sampled.
+    """
+    config = read_config(run)
+    suite = get_suite(config.suite)
+    words = list(prompts) or list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
+    pipeline = trained_pipeline(run, config, device)
+    tuned = sample_images(pipeline, config, words, count, seed)
+    pipeline.unload_lora_weights()
+    base = sample_images(pipeline, config, words, count, seed)
+    repeated = [word for word in words for _ in range(count)]
+    roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
+    rows = []
+    for name in dict.fromkeys([*roles, *rewards.names(suite.name)]):
+        try:
+            before, after = (get_reward(name, suite)(images, repeated).cpu().numpy() for images in (base, tuned))
+        except ValueError as error:  # the mini judge knows names, not every word
+            print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
+            continue
+        change = paired_difference(after, before)
+        rows.append({
+            "reward": name, "role": roles.get(name, ""), "base": before.mean(), "policy": after.mean(),
+            "change": change.mean, "error": change.error, "images": len(after),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
