@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from overopt_bench import options as o
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from overopt_bench.config import RunConfig
     from overopt_bench.prepare import Options
 
@@ -119,10 +117,10 @@ def sample(
 def eval(
     run: o.Run, prompt: o.EvalPrompts = None, count: o.Count = 4, seed: o.SampleSeed = 0, plugin: o.Plugin = None,
     device: o.Device = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> Any:  # fmt: skip
     """Score a trained policy beside its base model with every reward.
 
-    On the same noise; on the held-out prompts where none is given. Returns the table.
+    On the same noise; on the held-out prompts where none is given. Returns the table, a pandas ``DataFrame``.
     """
     from overopt_bench.assess import assess
     from overopt_bench.plugins import load_plugin

@@ -224,6 +224,12 @@ def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -
     assert all("device" in inspect.signature(f).parameters for f in (api.run, api.sweep, api.sample, api.bench))
 
 
+@pytest.mark.parametrize("command", [command.__name__ for command in cli.COMMANDS])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert f"overopt-bench {command}" in capsys.readouterr().out
+
+
 def test_help_does_not_import_torch() -> None:
     code = "import sys, overopt_bench.cli as c; c.main(['run', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=os.environ)
