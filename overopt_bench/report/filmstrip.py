@@ -11,7 +11,7 @@ from PIL import Image
 
 from overopt_bench.report.load import Group, Run
 
-PROMPTS = 6  # prompts shown for each proxy; more would make the page heavy
+PROMPTS = 4  # a page of all proxies stays below ten megabytes
 
 
 def filmstrips(group: Group) -> list[dict[str, Any]]:

@@ -37,9 +37,9 @@ class Run:
         return np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], float)
 
     def last(self, key: str) -> float | None:
-        """The metric at the end."""
-        values = self.curve(key)[1]
-        return float(values[-1]) if len(values) else None
+        """The metric at the end; None where the last evaluation does not have it."""
+        rows = self.of("eval")
+        return float(rows[-1][key]) if rows and rows[-1].get(key) is not None else None
 
     def scores(self, split: str, reward: str) -> Array | None:
         """Scores ``[points, images]`` of a split; None where single images were not kept (best-of-n)."""
