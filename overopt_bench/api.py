@@ -133,6 +133,31 @@ def eval(
     return table
 
 
+def score(
+    image: o.Pictures, reward: o.Rewards, prompt: o.Prompt = "", csv: o.Csv = False, suite: o.Suite = None,
+    plugin: o.Plugin = None, device: o.Device = None,
+) -> Any:  # fmt: skip
+    """Score pictures from disk with one or more rewards.
+
+    They are brought to the suite's image size. A file that cannot be read is named once the others are scored.
+    Returns the table, a pandas ``DataFrame``.
+    """
+    from overopt_bench.errors import RunError
+    from overopt_bench.plugins import load_plugin
+    from overopt_bench.prepare import choose_device, choose_suite
+    from overopt_bench.registry import get_suite
+    from overopt_bench.score import score as ask
+
+    for path in plugin or ():
+        load_plugin(path)
+    where = choose_device(device)
+    table, complaints = ask(reward, prompt, [Path(p) for p in image], get_suite(choose_suite(suite)[0]), where)
+    print(table.to_csv(index=False) if csv else table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    if complaints:
+        raise RunError("; ".join(complaints))
+    return table
+
+
 def bench(suite: o.Suite = None, device: o.Device = None) -> dict[str, Any]:
     """Measure speed as ratios to the network passes alone."""
     from overopt_bench.bench import bench as measure

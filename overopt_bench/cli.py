@@ -19,7 +19,16 @@ app = typer.Typer(
     name="overopt-bench", help="Reward overoptimization in text-to-image diffusion.", add_completion=False,
     pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
-COMMANDS: tuple[Callable[..., Any], ...] = (api.run, api.report, api.list, api.sweep, api.eval, api.sample, api.bench)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    api.run,
+    api.report,
+    api.list,
+    api.sweep,
+    api.eval,
+    api.sample,
+    api.score,
+    api.bench,
+)
 for command in COMMANDS:
     app.command()(command)
 

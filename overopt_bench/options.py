@@ -59,6 +59,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [cuda whe
 What = Annotated[str | None, typer.Argument(help="algorithms, rewards or suites; all where left out.")]
 Results = Annotated[Words, typer.Argument(help="Run folders or folders of runs. [results]")]
 ReportOut = Annotated[Path, typer.Option(help="Folder of the report.")]
+Rewards = Annotated[list[str], typer.Option("--reward", metavar="NAME", help="Reward to ask; may be repeated.")]
+Prompt = Annotated[str, typer.Option(metavar="TEXT", help="What the pictures should show.")]
+Pictures = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files of any size and mode.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
 Prompts = Annotated[list[str], typer.Option(metavar="TEXT", help="What to draw; may be repeated.")]
 EvalPrompts = Annotated[

@@ -234,12 +234,13 @@ class Suite(ABC):
 
     ``prompts`` maps a split to its prompts: "train" is what algorithms draw from unless told otherwise, every
     "heldout..." is evaluated and never trained on, others (such as "tuning") are for searching settings.
-    ``gold`` is the reward that stands for the truth, evaluated in every run.
+    ``gold`` is the reward that stands for the truth, evaluated in every run; ``image_size`` the pixels of a side.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     gold: ClassVar[str]
+    image_size: ClassVar[int]
     defaults: ClassVar[SuiteDefaults]
 
     @property

@@ -218,7 +218,7 @@ def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.C
 
 def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
     names = [command.__name__ for command in cli.COMMANDS]
-    assert names == ["run", "report", "list", "sweep", "eval", "sample", "bench"]
+    assert names == ["run", "report", "list", "sweep", "eval", "sample", "score", "bench"]
     folder = api.run(algo="climb", proxy="darkness", suite="tiny", seed=2, out=Path("o"))
     assert folder == Path("o/tiny/darkness/climb/seed2")
     assert all("device" in inspect.signature(f).parameters for f in (api.run, api.sweep, api.sample, api.bench))

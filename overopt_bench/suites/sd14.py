@@ -29,6 +29,7 @@ class SD14(Suite):
     name = "sd14"
     summary = "Stable Diffusion v1.4 at 512 x 512 on a CUDA device; not runnable in this version"
     gold = "imagereward"
+    image_size = 512
     defaults = SuiteDefaults(
         num_steps=50,
         guidance_scale=5.0,

@@ -44,6 +44,7 @@ class MiniSuite(Suite):
     name = "mini"
     summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
     gold = "human"
+    image_size = 32
     defaults = SuiteDefaults(
         num_steps=5,
         guidance_scale=1.0,
