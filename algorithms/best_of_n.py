@@ -39,14 +39,22 @@ def best_of_n_kl(n: int) -> float:
 
 
 class BestOfNParams(AlgorithmParams):
-    """How many images are drawn at a time; the result does not depend on it."""
+    """What the budget buys, and how many images are drawn at a time."""
 
+    selected_per_prompt: int = Field(
+        4,
+        ge=1,
+        description="images that the budget must yield for each prompt [ours: as many as others are evaluated on]",
+    )
     samples_per_round: int = Field(64, ge=1, description="base samples drawn and scored per round [ours: speed only]")
 
 
 @register_algorithm
 class BestOfN(Algorithm):
-    """No training: n grows with the budget, n = queries / training prompts, and every prompt has its own pool."""
+    """No training: n grows with the budget, n = queries / (training prompts x ``selected_per_prompt``).
+
+    Every prompt has its own pool of ``selected_per_prompt`` x n samples; over it the estimate for n is unbiased.
+    """
 
     name = "best_of_n"
     summary = "no training: the proxy's favourite of n base samples, unbiased estimate, KL = log n - (n-1)/n"
@@ -76,7 +84,8 @@ class BestOfN(Algorithm):
         return self.ctx.prompts[k % len(self.ctx.prompts)]
 
     def candidates(self) -> Candidates:
-        return Candidates(tuple(self.prompts), self.images, self.proxy)
+        pool = len(self.prompts) // len(self.ctx.prompts)  # of the prompt with the smallest
+        return Candidates(tuple(self.prompts), self.images, self.proxy, max(1, pool // self.params.selected_per_prompt))
 
     def state_dict(self) -> dict[str, Any]:
         return {"prompts": self.prompts, "images": self.images, "proxy": self.proxy}

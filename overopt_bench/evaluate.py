@@ -130,11 +130,11 @@ class Evaluator:
     def best_of_n(self, pool: Candidates) -> dict[str, Any]:
         """The "eval" row of selection by the proxy among n base samples of each training prompt.
 
-        n is the smallest number of samples that any prompt has so far; the estimate is unbiased over all
-        subsets of that size (see ``best_of_n_weights``), and its KL to the base is log n - (n-1)/n.
+        The estimate is unbiased over all subsets of n samples of each prompt's pool (see ``best_of_n_weights``);
+        its KL to the base is log n - (n-1)/n.
         """
         groups = [[k for k, p in enumerate(pool.prompts) if p == prompt] for prompt in dict.fromkeys(pool.prompts)]
-        n = min(len(group) for group in groups)
+        n = pool.n
         row: dict[str, Any] = {"n": n}
         for name, reward in self.rewards.items():
             scores = self._score_pool(name, reward, pool)

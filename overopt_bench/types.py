@@ -162,11 +162,12 @@ class TrainContext:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scored base samples of a training-free method: images ``[N, 3, H, W]`` uint8, proxy ``[N]``."""
+    """Scored base samples of a training-free method: images ``[N, 3, H, W]`` uint8, proxy ``[N]``, selected among ``n``."""
 
     prompts: tuple[str, ...]
     images: Tensor
     proxy: Tensor
+    n: int
 
 
 class Algorithm(ABC):

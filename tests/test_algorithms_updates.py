@@ -185,6 +185,9 @@ def test_best_of_n_keeps_every_scored_image() -> None:
     while ctx.budget_left():
         resumed.step()
     pool, images = resumed.candidates(), torch.cat(expected)
+    assert pool.n == 1  # 18 samples leave the smallest of four pools with 4, the four images that it must yield
+    resumed.params = BestOfN.Params(selected_per_prompt=2)
+    assert resumed.candidates().n == 2
     assert pool.prompts == tuple(PROMPTS[k % 4] for k in range(18))
     assert pool.images.dtype == torch.uint8 and torch.equal(pool.images, (images * 255).round().to(torch.uint8))
     torch.testing.assert_close(pool.proxy, -((images[:, 0, 0, 0] - 1) ** 2))

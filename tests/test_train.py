@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -27,7 +28,7 @@ EPOCH = {"samples_per_epoch": 32, "images_per_prompt": 4}
 
 
 def run(out: Path, algo: str = "ddpo", **changes: Any) -> Path:
-    params = EPOCH if algo != "alignprop" else {}
+    params = EPOCH if "dpo" in algo else {}
     return train.run(resolve({"algo": algo, "proxy": "aesthetic", "params": params, **SMALL, **changes}), out=out)
 
 
@@ -142,6 +143,14 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     assert process.returncode == 130, err
     assert "overopt-bench run --config" in out and "Traceback" not in err
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_best_of_n_selects_among_what_the_budget_buys(tmp_path: Path) -> None:
+    """96 queries are six samples of each of 16 prompts: two images, each the best of three."""
+    rows = events(run(tmp_path, "best_of_n", params={"selected_per_prompt": 2}), "eval")
+    assert rows[-1]["queries"] == 96 and rows[-1]["n"] == 3
+    assert rows[-1]["train/path_kl/mean"] == pytest.approx(math.log(3) - 2 / 3)
+    assert rows[-1]["train/aesthetic/mean"] > rows[0]["train/aesthetic/mean"]
 
 
 def test_eval_and_sample_read_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
