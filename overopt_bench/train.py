@@ -158,6 +158,8 @@ class _Session:
                 raise
         self.recorder.status("complete", self.budget.queries)
         self.tracker.close()
+        if self.stop.asked:  # during the last evaluation: too late for this run, not for what a sweep has left
+            raise KeyboardInterrupt
 
     def _loop(self) -> None:
         saved = time.monotonic()

@@ -145,6 +145,22 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
 
+def test_ctrl_c_in_the_last_evaluation_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is complete, but a sweep must not go on to the next one."""
+    evaluate = train._Session._evaluate
+
+    def interrupted(session: Any) -> None:
+        evaluate(session)
+        if session.budget.exhausted:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train._Session, "_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    (status,) = tmp_path.rglob("status.json")
+    assert json.loads(status.read_text())["state"] == "complete"
+
+
 def test_best_of_n_selects_among_what_the_budget_buys(tmp_path: Path) -> None:
     """96 queries are six samples of each of 16 prompts: two images, each the best of three."""
     rows = events(run(tmp_path, "best_of_n", params={"selected_per_prompt": 2}), "eval")
