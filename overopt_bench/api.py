@@ -104,11 +104,10 @@ def sample(
     With the sampler of the run; the noise depends on seed, prompt and index. Returns the files.
     """
     from overopt_bench.draw import draw
-    from overopt_bench.plugins import load_plugin
+    from overopt_bench.plugins import load_plugins
     from overopt_bench.prepare import choose_device
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     files = draw(Path(run), prompt, count, seed, Path(out), choose_device(device))
     print(*files, sep="\n")
     return files
@@ -123,11 +122,10 @@ def eval(
     On the same noise; on the held-out prompts where none is given. Returns the table, a pandas ``DataFrame``.
     """
     from overopt_bench.assess import assess
-    from overopt_bench.plugins import load_plugin
+    from overopt_bench.plugins import load_plugins
     from overopt_bench.prepare import choose_device
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     table = assess(Path(run), prompt or (), count, seed, choose_device(device))
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     return table
@@ -143,13 +141,12 @@ def score(
     Returns the table, a pandas ``DataFrame``.
     """
     from overopt_bench.errors import RunError
-    from overopt_bench.plugins import load_plugin
+    from overopt_bench.plugins import load_plugins
     from overopt_bench.prepare import choose_device, choose_suite
     from overopt_bench.registry import get_suite
     from overopt_bench.score import score as ask
 
-    for path in plugin or ():
-        load_plugin(path)
+    load_plugins(plugin)
     where = choose_device(device)
     table, complaints = ask(reward, prompt, [Path(p) for p in image], get_suite(choose_suite(suite)[0]), where)
     print(table.to_csv(index=False) if csv else table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))

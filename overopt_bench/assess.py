@@ -40,8 +40,9 @@ def assess(run: Path, prompts: Sequence[str], count: int, seed: int, device: str
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
     rows = []
     for name in dict.fromkeys([*roles, *rewards.names(suite.name)]):
+        reward = get_reward(name, suite)
         try:
-            before, after = (get_reward(name, suite)(images, repeated).cpu().numpy() for images in (base, tuned))
+            before, after = (reward(images, repeated).cpu().numpy() for images in (base, tuned))
         except ValueError as error:  # the mini judge knows names, not every word
             print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
             continue

@@ -32,6 +32,11 @@ def _registered() -> set[tuple[str, str | None, str]]:
     return {(r.kind, suite, name) for r in registries for suite, name in r.classes()}
 
 
+def load_plugins(paths: Iterable[str | Path] | None) -> tuple[Plugin, ...]:
+    """Import each file, in order; see ``load_plugin``."""
+    return tuple(load_plugin(path) for path in paths or ())
+
+
 def load_plugin(path: str | Path) -> Plugin:
     """Import a file by its path, once per content.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from overopt_bench.config import RunConfig, read_config_file, resolve
 from overopt_bench.errors import UserError
-from overopt_bench.plugins import Plugin, load_plugin, probe_foreign_rewards
+from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.registry import get_suite, suites
 
 
@@ -84,7 +84,7 @@ def read_options(
     file = {} if config is None else read_config_file(Path(config))
     from_file = file.pop("plugin", None) or []
     files = [from_file] if isinstance(from_file, str) else list(from_file)
-    plugins = tuple(load_plugin(path) for path in [*files, *(plugin or [])])
+    plugins = load_plugins([*files, *(plugin or [])])
     values = {**file, **{k: v for k, v in given.items() if v not in (None, [], ())}}
     suite, reason = choose_suite(values.get("suite"))
     return Options({**values, "suite": suite}, plugins, choose_device(device), reason)

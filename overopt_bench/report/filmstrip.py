@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from overopt_bench.report.load import Group, Run
+from overopt_bench.report.load import REFERENCES, Group, Run
 
 PROMPTS = 4  # a page of all proxies stays below ten megabytes
 
@@ -21,7 +21,7 @@ def filmstrips(group: Group) -> list[dict[str, Any]]:
     """
     strips = []
     for proxy in group.proxies():
-        runs = [group.of(proxy, label)[0] for label in group.labels(proxy) if label not in ("base", "best_of_n")]
+        runs = [group.of(proxy, label)[0] for label in group.labels(proxy) if label not in REFERENCES]
         runs = [run for run in runs if _rows(run)]
         if not runs:
             continue
@@ -85,7 +85,7 @@ def stills(group: Group, proxy: str, prompts: int = 3) -> dict[str, list[Still]]
     for label in group.labels(proxy):
         run = group.of(proxy, label)[0]
         rows = _rows(run)
-        if len(rows) < 2 or label in ("base", "best_of_n"):
+        if len(rows) < 2 or label in REFERENCES:
             continue
         top = max(range(len(rows)), key=lambda k: sum(rows[k]["scores"][group.gold]))
         shown = []

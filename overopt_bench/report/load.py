@@ -15,6 +15,8 @@ from overopt_bench.stats import Array
 
 NOT_COMPARED = {"algo", "params", "seed", "gold", "proxy"}  # everything else must be equal within a figure
 
+REFERENCES = ("base", "best_of_n")  # what is shown beside the algorithms that train
+
 
 @dataclass
 class Run:
@@ -70,7 +72,7 @@ class Group:
 
     def labels(self, proxy: str) -> list[str]:
         """Algorithms run on a proxy, in the order in which they are always shown."""
-        order = ["base", "best_of_n", "ddpo", "alignprop", "tdpo", "tdpo_r"]
+        order = [*REFERENCES, "ddpo", "alignprop", "tdpo", "tdpo_r"]
         found = {run.label for run in self.runs if run.config["proxy"] == proxy}
         return sorted(found, key=lambda label: (order.index(label) if label in order else len(order), label))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from overopt_bench.report.load import Group, Run
+from overopt_bench.report.load import REFERENCES, Group, Run
 from overopt_bench.stats import (
     Array,
     Estimate,
@@ -65,7 +65,7 @@ def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
     rows = []
     for proxy in group.proxies():
         labels = [label for label in group.labels(proxy)]
-        trained = [label for label in labels if label not in ("base", "best_of_n")]
+        trained = [label for label in labels if label not in REFERENCES]
         match_proxy = _smallest_end(group, proxy, trained, f"{split}/{proxy}/mean")
         match_kl = _smallest_end(group, proxy, trained, f"{split}/path_kl/mean")
         for label in labels:
@@ -169,7 +169,8 @@ def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
             ]
             if fits:
                 alpha, beta, r2 = (over_seeds(np.array(values)) for values in zip(*fits, strict=True))
-                form = "d (alpha - beta d)" if label == "best_of_n" else "d (alpha - beta log d)"
+                selected = group.of(proxy, label)[0].algo == "best_of_n"
+                form = "d (alpha - beta d)" if selected else "d (alpha - beta log d)"
                 rows.append({"proxy": proxy, "algorithm": label, "seeds": len(fits), "form": form,
                              "alpha": alpha, "beta": beta, "R2": r2})  # fmt: skip
     return pd.DataFrame(rows)
@@ -191,7 +192,7 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
     """Per trained algorithm: proxies trained on, rewards scored by, and the change end - start of each reward in
     standard deviations over the base model's images, averaged over seeds."""
     out: dict[str, tuple[list[str], list[str], Array]] = {}
-    trained = [run for run in group.runs if run.of("scores") and run.algo not in ("base", "best_of_n")]
+    trained = [run for run in group.runs if run.of("scores") and run.algo not in REFERENCES]
     names = {name for run in trained for name in run.of("scores")[0]["scores"]}
     scored = [group.gold, *sorted(names - {group.gold})]
     labels = dict.fromkeys(label for proxy in group.proxies() for label in group.labels(proxy))

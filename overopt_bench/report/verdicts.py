@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from overopt_bench.report.load import Group, Run
+from overopt_bench.report.load import REFERENCES, Group, Run
 from overopt_bench.stats import difference, probability_of_improvement
 
 ENOUGH = 3  # seeds of each algorithm below which no verdict is given
@@ -39,7 +39,7 @@ def verdicts(group: Group, split: str = "train") -> list[Verdict]:
     """A sentence for each pair of trained algorithms on each proxy."""
     found = []
     for proxy in group.proxies():
-        labels = [label for label in group.labels(proxy) if label not in ("base", "best_of_n")]
+        labels = [label for label in group.labels(proxy) if label not in REFERENCES]
         few = [label for label in labels if len(group.of(proxy, label)) < ENOUGH]
         if few and len(labels) > 1:
             counts = ", ".join(f"{name(label)} {len(group.of(proxy, label))}" for label in few)
