@@ -39,10 +39,11 @@ class AlignPropParams(AlgorithmParams):
         description="recompute activations in the backward pass [paper]; memory only",
         json_schema_extra={"memory_only": True},
     )
-    micro_batch: int = Field(
-        32,
+    micro_batch: int | None = Field(
+        None,
         ge=1,
-        description="images per network pass; gradient and noise are those of the whole batch [ours]; memory only",
+        description="images per network pass, none: as the harness; gradient and noise are those of the whole batch"
+        " [ours]; memory only",
         json_schema_extra={"memory_only": True},
     )
 
@@ -67,34 +68,34 @@ class AlignProp(Algorithm):
 
     def __init__(self, ctx: TrainContext, params: AlignPropParams) -> None:
         super().__init__(ctx, params)
-        self.parameters = ctx.policy.trainable()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=params.lr, weight_decay=params.weight_decay)
+        self.micro_batch = params.micro_batch or ctx.micro_batch
+        self.optimizer = ctx.policy_optimizer(params.lr, params.weight_decay, params.max_grad_norm)
 
     def step(self) -> dict[str, float]:
         n = min(self.params.batch_size, self.ctx.budget_left())
         prompts = self.ctx.draw_prompts(n, 1)
         grad_steps = self.draw_grad_steps()
-        rewards, total_loss = [], 0.0
-        for k in range(0, n, self.params.micro_batch):
-            part = prompts[k : k + self.params.micro_batch]
+        policy, world = self.ctx.policy, self.ctx.policy.world
+        noise = policy.draw_noise(n, self.ctx.generators["sampling"])  # [T+1, n, C, h, w]
+        sums = torch.zeros(3, dtype=torch.float64)  # of r, r^2 and the loss
+        for part in world.parts(n, self.micro_batch):
+            words = [prompts[k] for k in part.tolist()]
             # x_0 .. x_{T-K} without a graph, the last K steps and the decoder with one
-            images = self.ctx.policy.rollout(
-                part, self.ctx.generators["sampling"], grad_from=self.ctx.policy.num_steps - grad_steps,
-                checkpoint=self.params.checkpoint,
-            ).images  # [m, 3, H, W], differentiable  # fmt: skip
-            r = self.ctx.proxy(images, part)  # [m]
+            images = policy.rollout_from(
+                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.params.checkpoint
+            ).images  # [m, 3, H, W], differentiable
+            r = self.ctx.proxy(images, words)  # [m]
             loss = -r if self.params.loss == "maximise" else (r - self.params.target).abs()
             loss = self.params.loss_coefficient * loss.sum() / n
-            loss.backward()
-            rewards.append(r.detach())
-            total_loss += loss.item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        reward = torch.cat(rewards)
+            self.optimizer.backward(loss)
+            r, loss = r.detach().double().cpu(), loss.detach().double().cpu()
+            sums += torch.stack([r.sum(), (r**2).sum(), loss])
+        grad_norm = self.optimizer.step()
+        total, squares, total_loss = world.sum(sums).tolist()
+        mean = total / n
         return {
-            "proxy/mean": reward.mean().item(), "proxy/std": reward.std(unbiased=False).item(), "loss": total_loss,
-            "grad_norm": grad_norm.item(), "grad_steps": grad_steps, "optimizer_steps": 1,
+            "proxy/mean": mean, "proxy/std": max(0.0, squares / n - mean**2) ** 0.5, "loss": total_loss,
+            "grad_norm": grad_norm, "grad_steps": grad_steps, "optimizer_steps": 1,
         }  # fmt: skip
 
     def draw_grad_steps(self) -> int:

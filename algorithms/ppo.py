@@ -37,10 +37,15 @@ class PPOParams(AlgorithmParams):
     )
     stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
     stats_buffer: int = Field(32, ge=1, validate_default=True, description="rewards remembered per prompt [both codes]")
-    micro_batch: int = Field(
-        128,
+    micro_batch: int | None = Field(
+        None,
         ge=1,
-        description="transitions per network pass; memory only [ours]",
+        description="transitions per network pass, none: as the harness; memory only [ours]",
+        json_schema_extra={"memory_only": True},
+    )
+    checkpoint: bool = Field(
+        False,
+        description="recompute the U-Net's blocks in the backward pass; memory only [ours]",
         json_schema_extra={"memory_only": True},
     )
 
@@ -60,8 +65,8 @@ class PolicyUpdater:
 
     def __init__(self, ctx: TrainContext, params: PPOParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator
-        self.parameters = ctx.policy.trainable()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=params.weight_decay)
+        self.micro_batch = params.micro_batch or ctx.micro_batch
+        self.optimizer = ctx.policy_optimizer(lr, params.weight_decay, params.max_grad_norm)
         self.dimensions = math.prod(ctx.policy.latent_shape)
 
     @property
@@ -82,9 +87,10 @@ class PolicyUpdater:
             x, x_next: ``[M, C, h, w]``. step: ``[M]`` int64, each transition's own. prompts: M.
             log_probs_old: ``[M]`` as stored at sampling, summed. advantages: ``[M]``.
         """
-        total, sums = len(x), torch.zeros(4)
-        for part in torch.arange(total).split(self.params.micro_batch):
-            transition = self.policy.transition(x[part], step[part], [prompts[k] for k in part.tolist()])
+        total, sums, world = len(x), torch.zeros(4), self.policy.world
+        for part in world.parts(total, self.micro_batch):
+            words = [prompts[k] for k in part.tolist()]
+            transition = self.policy.transition(x[part], step[part], words, self.params.checkpoint)
             log_probs = self.reduce(transition.log_prob(x_next[part]))
             log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
             ratio = log_ratio.exp()
@@ -92,14 +98,12 @@ class PolicyUpdater:
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:  # score function
                 loss = -advantages[part] * log_probs
-            (loss.sum() / total).backward()
+            self.optimizer.backward(loss.sum() / total)
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()
-                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, ratio - 1 - log_ratio)]).cpu()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return [*(sums / total).tolist(), grad_norm.item()]
+                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, log_ratio.expm1() - log_ratio)]).cpu()
+        grad_norm = self.optimizer.step()
+        return [*(world.sum(sums) / total).tolist(), grad_norm]
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.algorithms.recycler import Recycler
+from overopt_bench.optimizer import Optimizer
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
 
@@ -63,11 +64,12 @@ class TDPO(Algorithm):
             params.critic_dropout,
             ctx.generators["critic"],
         ).to(ctx.policy.device)
-        self.critic_optimizer = torch.optim.AdamW(
-            self.critic.parameters(), lr=params.critic_lr, weight_decay=params.weight_decay
-        )
+        self.critic_optimizer = Optimizer(
+            self.critic.parameters(), lr=params.critic_lr, weight_decay=params.weight_decay,
+            max_grad_norm=params.max_grad_norm, world=ctx.policy.world,
+        )  # fmt: skip
         self.per_prompt_stats = PerPromptStats(params.stats_buffer, params.stats_min_count)
-        self.recycler = Recycler(self.critic, self.critic_optimizer, params, ctx.generators["critic"])
+        self.recycler = Recycler(self.critic, self.critic_optimizer.adamw, params, ctx.generators["critic"])
 
     def step(self) -> dict[str, float]:
         # 1. sample N chains; the critic looks at every trained step's noisy latent, decoded as it is
@@ -109,11 +111,14 @@ class TDPO(Algorithm):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Features ``[N, T, D]`` of the decoded latents ``[N, T, C, h, w]``, through uint8 as in the published code."""
-        parts = []
-        for chunk in latents.flatten(0, 1).split(self.params.micro_batch):
-            images = (self.ctx.policy.decode(chunk) * 255).round() / 255
-            parts.append(self.ctx.encoder(images).float())
-        return torch.cat(parts).view(*latents.shape[:2], -1)
+        flat = latents.flatten(0, 1)  # [N T, C, h, w]
+
+        def work(rows: Tensor) -> tuple[Tensor]:
+            images = (self.ctx.policy.decode(flat[rows]) * 255).round() / 255
+            return (self.ctx.encoder(images).float(),)
+
+        (features,) = self.ctx.policy.world.map(work, len(flat), self.updater.micro_batch)
+        return features.view(*latents.shape[:2], -1)
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) indices of each update, M transitions of M different samples at unrelated noise levels."""
@@ -128,11 +133,9 @@ class TDPO(Algorithm):
         value = self.critic(features)
         clipped = value_old + (value - value_old).clamp(-self.params.value_clip, self.params.value_clip)
         loss = 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
-        (self.params.critic_coefficient * loss).backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), self.params.max_grad_norm)
-        self.critic_optimizer.step()
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        return [loss.item(), grad_norm.item()]
+        # every process sees the whole batch here, so each gives its part of the sum
+        self.critic_optimizer.backward(self.params.critic_coefficient * loss / self.ctx.policy.world.size)
+        return [loss.item(), self.critic_optimizer.step()]
 
     def critic_events(self) -> list[dict[str, Any]]:
         return self.recycler.take_events()

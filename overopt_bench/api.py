@@ -6,6 +6,7 @@ Imports are inside the functions so that ``--help`` does not wait for torch.
 from __future__ import annotations
 
 import builtins
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,47 +23,57 @@ def run(
     budget: o.Budget = None, budget_unit: o.BudgetUnit = None, set: o.Set = None, num_steps: o.NumSteps = None,
     guidance_scale: o.GuidanceScale = None, eta: o.Eta = None, lora_rank: o.LoraRank = None,
     lora_alpha: o.LoraAlpha = None, eval_points: o.EvalPoints = None, eval_images: o.EvalImages = None,
-    eval_seed: o.EvalSeed = None, train_split: o.TrainSplit = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
-    out: o.Out = Path("results"), device: o.Device = None, tracker: o.Tracker = None,
+    eval_seed: o.EvalSeed = None, train_split: o.TrainSplit = None, prompts: o.PromptFile = None, model: o.Model = None,
+    precision: o.Precision = None, tag: o.Tag = None, preset: o.Preset = None, plugin: o.Plugin = None,
+    config: o.Config = None, out: o.Out = Path("results"), device: o.Device = None, weights: o.Weights = None,
+    micro_batch: o.MicroBatch = None, compile: o.Compile = False, attention: o.Attention = None,
+    tracker: o.Tracker = None,
 ) -> Path:  # fmt: skip
     """Optimise a proxy under a budget, or resume what was cut off.
 
     Returns the run folder, OUT/SUITE/PROXY/ALGO/seedN[-TAG].
     """
     from overopt_bench.config import parse_set
-    from overopt_bench.prepare import probe, read_options
+    from overopt_bench.prepare import make_runtime, probe, read_options
 
     given = {
         "gold": gold, "suite": suite, "budget": budget, "budget_unit": budget_unit, "num_steps": num_steps,
         "guidance_scale": guidance_scale, "eta": eta, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
-        "eval_points": eval_points, "eval_images": eval_images, "eval_seed": eval_seed, "train_split": train_split, "tag": tag,
+        "eval_points": eval_points, "eval_images": eval_images, "eval_seed": eval_seed, "train_split": train_split,
+        "train_prompts": prompts and str(prompts), "model": model, "precision": precision, "tag": tag,
     }  # fmt: skip
-    options = read_options(given, plugin, config, device)
+    runtime = make_runtime(device, weights, micro_batch=micro_batch, compile=compile, attention=attention)
+    options = read_options(given, plugin, config, preset, runtime)
     resolved = options.config(algo, proxy, seed, parse_set(set or ()))
     _announce(options, [resolved])
-    probe(resolved)
+    probe(resolved, options.runtime)
     return _start(resolved, options, out, tracker)
 
 
 def sweep(
     algo: o.Algos, proxy: o.Proxies, seeds: o.Seeds = "0-4", gold: o.Gold = None, suite: o.Suite = None,
     budget: o.Budget = None, budget_unit: o.BudgetUnit = None, set: o.Set = None, eval_points: o.EvalPoints = None,
-    eval_images: o.EvalImages = None, train_split: o.TrainSplit = None, tag: o.Tag = None, plugin: o.Plugin = None, config: o.Config = None,
-    out: o.Out = Path("results"), device: o.Device = None,
+    eval_images: o.EvalImages = None, train_split: o.TrainSplit = None, prompts: o.PromptFile = None,
+    model: o.Model = None, precision: o.Precision = None, tag: o.Tag = None, preset: o.Preset = None,
+    plugin: o.Plugin = None, config: o.Config = None, out: o.Out = Path("results"), device: o.Device = None,
+    weights: o.Weights = None, micro_batch: o.MicroBatch = None, compile: o.Compile = False,
+    attention: o.Attention = None,
 ) -> builtins.list[Path]:  # fmt: skip
     """Run algorithms x proxies x seeds; skip complete, resume others.
 
     One after the other. --set lr=1e-4 is for all algorithms, --set ddpo.lr=1e-4 for one. Returns the run folders.
     """
     from overopt_bench.config import parse_set
-    from overopt_bench.prepare import probe, read_options
+    from overopt_bench.prepare import make_runtime, probe, read_options
     from overopt_bench.sweep import pairs_for, parse_names, parse_seeds, run_all
 
     given = {
         "gold": gold, "suite": suite, "budget": budget, "budget_unit": budget_unit, "eval_points": eval_points,
-        "eval_images": eval_images, "train_split": train_split, "tag": tag,
+        "eval_images": eval_images, "train_split": train_split, "train_prompts": prompts and str(prompts),
+        "model": model, "precision": precision, "tag": tag,
     }  # fmt: skip
-    options = read_options(given, plugin, config, device)
+    runtime = make_runtime(device, weights, micro_batch=micro_batch, compile=compile, attention=attention)
+    options = read_options(given, plugin, config, preset, runtime)
     algos, proxies = parse_names("--algo", algo), parse_names("--proxy", proxy)
     configs = [
         options.config(name, target, seed, parse_set(pairs_for(name, algos, set or ())))
@@ -70,7 +81,7 @@ def sweep(
     ]  # fmt: skip
     _announce(options, configs)
     for one in {c.proxy: c for c in configs}.values():
-        probe(one)
+        probe(one, options.runtime)
     return run_all(configs, out, lambda one: _start(one, options, out))
 
 
@@ -97,7 +108,7 @@ def list(what: o.What = None) -> str:
 
 def sample(
     run: o.Run, prompt: o.Prompts, count: o.Count = 4, seed: o.SampleSeed = 0, out: o.ImagesOut = Path("samples"),
-    plugin: o.Plugin = None, device: o.Device = None,
+    plugin: o.Plugin = None, device: o.Device = None, weights: o.Weights = None,
 ) -> builtins.list[Path]:  # fmt: skip
     """Draw images from a trained policy.
 
@@ -105,70 +116,98 @@ def sample(
     """
     from overopt_bench.draw import draw
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.prepare import choose_device
+    from overopt_bench.prepare import make_runtime
 
     load_plugins(plugin)
-    files = draw(Path(run), prompt, count, seed, Path(out), choose_device(device))
+    files = draw(Path(run), prompt, count, seed, Path(out), make_runtime(device, weights))
     print(*files, sep="\n")
     return files
 
 
 def eval(
-    run: o.Run, prompt: o.EvalPrompts = None, count: o.Count = 4, seed: o.SampleSeed = 0, plugin: o.Plugin = None,
-    device: o.Device = None,
+    run: o.Run, prompt: o.EvalPrompts = None, reward: o.EvalRewards = None, count: o.Count = 4, seed: o.SampleSeed = 0,
+    plugin: o.Plugin = None, device: o.Device = None, weights: o.Weights = None,
 ) -> Any:  # fmt: skip
-    """Score a trained policy beside its base model with every reward.
+    """Score a trained policy beside its base model.
 
-    On the same noise; on the held-out prompts where none is given. Returns the table, a pandas ``DataFrame``.
+    On the same noise; on the held-out prompts and with the suite's rewards where none is given. Returns the table, a
+    pandas ``DataFrame``.
     """
     from overopt_bench.assess import assess
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.prepare import choose_device
+    from overopt_bench.prepare import make_runtime
 
     load_plugins(plugin)
-    table = assess(Path(run), prompt or (), count, seed, choose_device(device))
+    table = assess(Path(run), prompt or (), reward or (), count, seed, make_runtime(device, weights))
     print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     return table
 
 
 def score(
     image: o.Pictures, reward: o.Rewards, prompt: o.Prompt = "", csv: o.Csv = False, suite: o.Suite = None,
-    plugin: o.Plugin = None, device: o.Device = None,
+    plugin: o.Plugin = None, device: o.Device = None, weights: o.Weights = None,
 ) -> Any:  # fmt: skip
     """Score pictures from disk with one or more rewards.
 
-    They are brought to the suite's image size. A file that cannot be read is named once the others are scored.
-    Returns the table, a pandas ``DataFrame``.
+    Through the reward's official transform, else brought to the suite's image size. A file that cannot be read is
+    named once the others are scored. Returns the table, a pandas ``DataFrame``.
     """
     from overopt_bench.errors import RunError
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.prepare import choose_device, choose_suite
+    from overopt_bench.prepare import choose_suite, make_runtime
     from overopt_bench.registry import get_suite
     from overopt_bench.score import score as ask
 
     load_plugins(plugin)
-    where = choose_device(device)
-    table, complaints = ask(reward, prompt, [Path(p) for p in image], get_suite(choose_suite(suite)[0]), where)
+    runtime = make_runtime(device, weights)
+    world = get_suite(choose_suite(suite, runtime.weights)[0], runtime.weights)
+    table, complaints = ask(reward, prompt, [Path(p) for p in image], world, runtime.device)
     print(table.to_csv(index=False) if csv else table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     if complaints:
         raise RunError("; ".join(complaints))
     return table
 
 
-def bench(suite: o.Suite = None, device: o.Device = None) -> dict[str, Any]:
+def bench(
+    suite: o.Suite = None, model: o.Model = None, precision: o.Precision = None, device: o.Device = None,
+    weights: o.Weights = None, micro_batch: o.MicroBatch = None, compile: o.Compile = False,
+    attention: o.Attention = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure speed as ratios to the network passes alone."""
     from overopt_bench.bench import bench as measure
-    from overopt_bench.prepare import choose_device, choose_suite
+    from overopt_bench.prepare import choose_suite, make_runtime
 
-    name, reason = choose_suite(suite)
+    runtime = make_runtime(device, weights, micro_batch=micro_batch, compile=compile, attention=attention)
+    name, reason = choose_suite(suite, runtime.weights, model)
     print(f"suite {name}: {reason}")
-    return measure(name, device=choose_device(device))
+    return measure(name, runtime, model=model, precision=precision)
+
+
+def doctor(suite: o.Suite = None, model: o.Model = None, device: o.Device = None, weights: o.Weights = None) -> Any:
+    """Say what is installed, what is missing and how to get it.
+
+    And whether disk and GPU hold it, and what a run takes. Returns a ``doctor.Diagnosis``; fails where a default run of
+    the suite could not start.
+    """
+    from overopt_bench.doctor import diagnose
+    from overopt_bench.errors import RunError
+    from overopt_bench.prepare import choose_suite, make_runtime
+
+    runtime = make_runtime(device, weights)
+    name, reason = choose_suite(suite, runtime.weights, model)
+    report = diagnose(name, reason, runtime, model)
+    print(report.text)
+    if report.problems:
+        raise RunError(f"not ready: {'; '.join(report.problems)}")
+    return report
 
 
 def _announce(options: Options, configs: builtins.list[RunConfig]) -> None:
     """The first line says which suite and why; warnings go to stderr."""
     from overopt_bench.config import warnings
 
+    if os.environ.get("RANK", "0") != "0":  # one of several processes of a run: the first one speaks
+        return
     print(f"suite {options.given['suite']}: {options.suite_reason}", flush=True)
     for line in dict.fromkeys(line for config in configs for line in warnings(config)):
         print("warning:", line, file=sys.stderr, flush=True)
@@ -177,4 +216,4 @@ def _announce(options: Options, configs: builtins.list[RunConfig]) -> None:
 def _start(config: RunConfig, options: Options, out: Path, tracker: str | None = None) -> Path:
     from overopt_bench import train
 
-    return train.run(config, out=Path(out), device=options.device, plugins=options.plugins, tracker=tracker)
+    return train.run(config, out=Path(out), runtime=options.runtime, plugins=options.plugins, tracker=tracker)

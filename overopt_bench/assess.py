@@ -11,15 +11,19 @@ import torch
 
 from overopt_bench.draw import read_config, sample_images, trained_pipeline
 from overopt_bench.registry import get_reward, get_suite, rewards
+from overopt_bench.runtime import Runtime
 from overopt_bench.stats import paired_difference
 
 
 @torch.no_grad()
-def assess(run: Path, prompts: Sequence[str], count: int, seed: int, device: str) -> pd.DataFrame:
+def assess(
+    run: Path, prompts: Sequence[str], names: Sequence[str], count: int, seed: int, runtime: Runtime
+) -> pd.DataFrame:
     """Score ``count`` images of each prompt, drawn by the base model and by the run's adapter from the same noise.
 
     Args:
         run: a run folder with an adapter. prompts: the first held-out split of the run's suite where empty.
+        names: rewards; where empty the proxy and the golds, and all others of a suite that evaluates all.
 
     Returns:
         A row per reward, the run's proxy and golds first: mean of the base, mean of the policy, the mean and the
@@ -30,17 +34,19 @@ def assess(run: Path, prompts: Sequence[str], count: int, seed: int, device: str
         UserError: where the run cannot be sampled.
     """
     config = read_config(run)
-    suite = get_suite(config.suite)
+    suite = get_suite(config.suite, runtime.weights, config.model)
     words = list(prompts) or list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
-    pipeline = trained_pipeline(run, config, device)
+    pipeline = trained_pipeline(run, config, runtime)
     tuned = sample_images(pipeline, config, words, count, seed)
     pipeline.unload_lora_weights()
     base = sample_images(pipeline, config, words, count, seed)
     repeated = [word for word in words for _ in range(count)]
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
+    asked = list(names) or [*roles, *(rewards.names(suite.family()) if suite.all_rewards else ())]
     rows = []
-    for name in dict.fromkeys([*roles, *rewards.names(suite.name)]):
+    for name in dict.fromkeys(asked):
         reward = get_reward(name, suite)
+        reward.calibrate(base, repeated)
         try:
             before, after = (reward(images, repeated).cpu().numpy() for images in (base, tuned))
         except ValueError as error:  # the mini judge knows names, not every word

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from overopt_bench.budget import Budget, Metered
+from overopt_bench.conditioning import Conditioning
 from overopt_bench.config import RunConfig, resolve
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.registry import algorithms, get_reward, get_suite, rewards
+from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import Generators
 from overopt_bench.train import draw_prompts
 from overopt_bench.types import Algorithm, Reward, Suite, TrainContext
@@ -27,23 +29,29 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def bench(suite: str = "mini", device: str = "cpu") -> dict[str, Any]:
+def bench(
+    suite: str = "mini", runtime: Runtime | None = None, *, model: str | None = None, precision: str | None = None
+) -> dict[str, Any]:
     """Time one training round of each algorithm and its bare passes in turn, then an evaluation; print the table.
 
     Returns:
         ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds);
         ``evaluation_share``: of a default run of DDPO; ``peak_mb``: resident memory of the process.
     """
-    world = get_suite(suite)
+    runtime = runtime or Runtime()
+    world = get_suite(suite, runtime.weights, model)
     proxy = get_reward(PROXY, world)
+    precision = precision or ("float32" if runtime.device == "cpu" else world.defaults.precision)
+    given = {"proxy": PROXY, "suite": suite, "model": model, "precision": precision}
     rows = {}
     for name, params in ALGORITHMS.items():
-        config = resolve({"algo": name, "proxy": PROXY, "suite": suite, "params": params})
-        algorithm, policy = _build(config, world, proxy, device)
+        config = resolve({**given, "algo": name, "params": params})
+        algorithm, policy = _build(config, world, proxy, runtime)
         rows[name] = _compare(algorithm, _bare(algorithm, policy, world, proxy))
-    config = resolve({"algo": "ddpo", "proxy": PROXY, "suite": suite})
-    scorers = {name: get_reward(name, world) for name in rewards.names(suite)}
-    evaluator = Evaluator(world, _build(config, world, proxy, device)[1], scorers, config)
+    config = resolve({**given, "algo": "ddpo"})
+    names = rewards.names(world.family()) if world.all_rewards else [config.proxy, *config.gold]
+    scorers = {name: get_reward(name, world) for name in names}
+    evaluator = Evaluator(world, _build(config, world, proxy, runtime)[1], scorers, config)
     evaluation = _seconds(evaluator) * config.eval_points
     training = rows["ddpo"]["seconds_per_query"] * config.budget
     result = {
@@ -68,20 +76,20 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _build(config: RunConfig, suite: Suite, proxy: Reward, device: str) -> tuple[Algorithm, DiffusionPolicy]:
+def _build(config: RunConfig, suite: Suite, proxy: Reward, runtime: Runtime) -> tuple[Algorithm, DiffusionPolicy]:
     policy = DiffusionPolicy(
         suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, device=device, seed=0,
+        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=0, precision=config.precision, runtime=runtime,
     )  # fmt: skip
     generators = Generators(0)
     budget = Budget("queries", 10**9, lambda: policy.nfe)
     prompts = suite.prompts["train"]
     own = proxy.feature_dim is not None
     context = TrainContext(
-        policy=policy, proxy=Metered(proxy, budget), encoder=proxy.features if own else suite.clip_features,
+        policy=policy, proxy=Metered(proxy, budget, policy.world), encoder=proxy.features if own else suite.clip_features,
         feature_dim=(proxy.feature_dim if own else None) or suite.clip_dim, prompts=prompts,
         draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
-        budget_left=budget.queries_left,
+        budget_left=budget.queries_left, micro_batch=policy.micro_batch,
     )  # fmt: skip
     cls = algorithms.get(config.algo)
     return cls(context, cls.Params(**config.params)), policy
@@ -100,7 +108,7 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
         size = p.batch_size
 
     def passes() -> None:
-        x, words = torch.randn(n, *policy.latent_shape), (list(suite.prompts["train"]) * n)[:n]
+        x, words = torch.randn(n, *policy.latent_shape, device=policy.device), (list(suite.prompts["train"]) * n)[:n]
         with torch.no_grad():
             for _ in range(steps):
                 _unet(policy, x, words)
@@ -117,7 +125,7 @@ def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Re
 
 
 def _bare_alignprop(policy: DiffusionPolicy, suite: Suite, proxy: Reward, n: int, grad_steps: int) -> None:
-    x, words = torch.randn(n, *policy.latent_shape), (list(suite.prompts["train"]) * n)[:n]
+    x, words = torch.randn(n, *policy.latent_shape, device=policy.device), (list(suite.prompts["train"]) * n)[:n]
     with torch.no_grad():
         for _ in range(policy.num_steps - grad_steps):
             _unet(policy, x, words)
@@ -130,11 +138,14 @@ def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
     """One batch through the U-Net itself: N latents, or 2 N with guidance, and nothing else."""
     n, context, batch = len(x), policy.encode(words), x
     if policy.guidance_scale != 1:
-        context, batch = torch.cat([policy.encode([""]).expand(n, -1, -1), context]), torch.cat([x, x])
+        context, batch = Conditioning.cat([policy.encode.unconditional(n), context]), torch.cat([x, x])
     t = policy.timesteps[torch.zeros(len(batch), dtype=torch.long)]
-    return torch.as_tensor(
-        policy.unet(batch.to(memory_format=torch.channels_last), t, context, return_dict=False)[0][:n]
-    )
+    with torch.autocast(policy.device.type, policy.dtype, enabled=policy.dtype != torch.float32):
+        out = policy.unet(
+            batch.to(memory_format=torch.channels_last), t, context.embeds, added_cond_kwargs=context.added,
+            return_dict=False,
+        )[0]  # fmt: skip
+    return torch.as_tensor(out[:n].float())
 
 
 def _compare(algorithm: Algorithm, bare: Callable[[], None]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from overopt_bench.config import BudgetUnit
 from overopt_bench.types import Reward
+from overopt_bench.world import World
 
 
 class Budget:
@@ -59,10 +60,14 @@ class Budget:
 
 
 class Metered:
-    """The proxy as an algorithm sees it: each image scored is a query spent."""
+    """The proxy as an algorithm sees it: each image scored is a query spent.
 
-    def __init__(self, reward: Reward, budget: Budget) -> None:
-        self._reward, self._budget = reward, budget
+    With several processes, images without a graph are the whole batch on each: the scoring is shared out. Images with
+    a graph are a process's own share. Either way a process counts what it scored; the harness adds up after a step.
+    """
+
+    def __init__(self, reward: Reward, budget: Budget, world: World) -> None:
+        self._reward, self._budget, self._world = reward, budget, world
         self.name, self.differentiable = reward.name, reward.differentiable
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -74,9 +79,21 @@ class Metered:
         """
         if len(images) > self._budget.queries_left():
             raise RuntimeError(f"{len(images)} images to score but {self._budget.queries_left()} queries left")
-        scores = self._reward(images, prompts)
-        self._budget.queries += len(images)
-        return checked(scores, self.name, prompts)
+        if images.requires_grad:
+            self._budget.queries += len(images)
+            return checked(self._reward(images, prompts), self.name, prompts)
+        self._budget.queries += len(self._world.share(len(images)))
+        return checked(shared_scores(self._reward, images, prompts, self._world), self.name, prompts)
+
+
+def shared_scores(reward: Reward, images: Tensor, prompts: Sequence[str], world: World) -> Tensor:
+    """Scores ``[B]`` of images ``[B, 3, H, W]`` that every process holds; each scores its share."""
+
+    def work(rows: Tensor) -> tuple[Tensor]:
+        whole = len(rows) == len(images)
+        return (reward(images if whole else images[rows], prompts if whole else [prompts[k] for k in rows.tolist()]),)
+
+    return world.map(work, len(images), len(images))[0]
 
 
 def checked(scores: Tensor, name: str, prompts: Sequence[str]) -> Tensor:

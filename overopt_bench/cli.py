@@ -28,6 +28,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     api.sample,
     api.score,
     api.bench,
+    api.doctor,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.registry import algorithms, rewards, suites
+from overopt_bench.registry import algorithms, get_suite, rewards, suites
 
 if TYPE_CHECKING:
     from overopt_bench.types import Suite
 
 BudgetUnit = Literal["queries", "nfe", "seconds"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class RunConfig(BaseModel):
@@ -43,26 +44,32 @@ class RunConfig(BaseModel):
     eval_images: int = Field(gt=0)
     eval_seed: int = Field(0, ge=0, le=2**63 - 1)
     train_split: str = "train"
+    train_prompts: tuple[str, ...] = ()
+    model: str | None = None
+    precision: Precision = "float32"
     tag: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=60)
 
     def folder(self, out: Path) -> Path:
-        """Where the run is recorded: ``out/suite/proxy/algo/seedN[-tag]``."""
-        return out / self.suite / self.proxy / self.algo / (f"seed{self.seed}" + (f"-{self.tag}" if self.tag else ""))
+        """Where the run is recorded: ``out/suite[-model]/proxy/algo/seedN[-tag]``."""
+        suite = self.suite + (f"-{re.sub(r'[^A-Za-z0-9_.]+', '-', self.model).strip('-')}" if self.model else "")
+        run = f"seed{self.seed}" + (f"-{self.tag}" if self.tag else "")
+        return out / suite / self.proxy.replace(":", "-") / self.algo / run
+
+    def training_prompts(self, suite: Suite) -> tuple[str, ...]:
+        """The user's own prompts, else those of the suite's split."""
+        return self.train_prompts or suite.prompts[self.train_split]
 
     def config_hash(self) -> str:
-        """SHA-256 of the canonical JSON, without parameters that only trade memory for time."""
+        """SHA-256 of the canonical JSON, without parameters that only trade memory for time.
+
+        Fields that came after the first results count only where they are used, so those keep their hash.
+        """
         content = self.model_dump(mode="json")
+        later: dict[str, Any] = {"model": None, "precision": "float32", "train_prompts": []}
+        content = {k: v for k, v in content.items() if k not in later or v != later[k]}
         skip = memory_only(self.algo)
         content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def resume_command(config: RunConfig, out: Path, plugins: Iterable[Path], device: str) -> str:
-    """The command that goes on with a run: its recorded configuration, and what that does not hold."""
-    parts = ["overopt-bench", "run", "--config", str(config.folder(out) / "config.json")]
-    for path in plugins:
-        parts += ["--plugin", str(path)]
-    return shlex.join([*parts, "--out", str(out), "--device", device])
 
 
 def memory_only(algo: str) -> set[str]:
@@ -133,17 +140,21 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     """
     values = _checked_shapes({k: v for k, v in given.items() if v is not None})
     suite, algo = suites.get(values["suite"]), algorithms.get(values["algo"])
-    proxy = rewards.get(values["proxy"], suite.name)
+    family = suite.family()
+    proxy = rewards.get(values["proxy"], family)
     gold = tuple(dict.fromkeys([*values.get("gold", ()), suite.gold]))
+    if not suite.all_rewards and len(gold) > 1:  # there, the suite's own is one opinion among others
+        gold = tuple(name for name in gold if name in values.get("gold", ()) or name != values["proxy"])
     for name in gold:
-        rewards.get(name, suite.name)
+        rewards.get(name, family)
     if algo.needs_gradient and not proxy.differentiable:
-        able = [name for name in rewards.names(suite.name) if rewards.get(name, suite.name).differentiable]
+        able = [name for name in rewards.names(family) if rewards.get(name, family).differentiable]
         raise UserError(
             f"{algo.name} needs a differentiable proxy and {proxy.name!r} is not; differentiable in {suite.name}:"
             f" {', '.join(able) or 'none'}"
         )
     _check_split(suite, values.get("train_split", "train"))
+    get_suite(suite.name, model=values.get("model"))
     defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
     try:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.policy import PRECISIONS
 from overopt_bench.registry import get_suite
+from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import stable_seed
 
 
@@ -31,21 +33,18 @@ def read_config(run: Path) -> RunConfig:
         raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None
 
 
-def trained_pipeline(run: Path, config: RunConfig, device: str) -> Any:
-    """The suite's ``StableDiffusionPipeline`` with the run's LoRA.
+def trained_pipeline(run: Path, config: RunConfig, runtime: Runtime) -> Any:
+    """The suite's pipeline with the run's LoRA, in the precision of the run.
 
     Raises:
-        UserError: where the suite cannot run here or the run saved no adapter yet.
+        UserError: where the suite's weights are missing or the run saved no adapter yet.
     """
-    suite = get_suite(config.suite)
-    missing = suite.missing()
-    if missing is not None:
-        raise UserError(missing)
     if not any((run / "adapter").glob("*.safetensors")):
         raise UserError(
             f"{run} has no adapter: methods without training have none, an interrupted run may have none yet"
         )
-    pipeline = suite.pipeline().to(device)
+    suite = get_suite(config.suite, runtime.weights, config.model)
+    pipeline = suite.pipeline().to(runtime.device, PRECISIONS[config.precision])
     pipeline.load_lora_weights(run / "adapter")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -72,14 +71,14 @@ def sample_images(pipeline: Any, config: RunConfig, prompts: Sequence[str], coun
     return torch.cat(parts)
 
 
-def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, device: str) -> list[Path]:
+def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, runtime: Runtime) -> list[Path]:
     """``count`` PNG files for each prompt; see ``sample_images``.
 
     Raises:
         UserError: where the run cannot be sampled.
     """
     config = read_config(run)
-    images = sample_images(trained_pipeline(run, config, device), config, prompts, count, seed)
+    images = sample_images(trained_pipeline(run, config, runtime), config, prompts, count, seed)
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for k, pixels in enumerate((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()):

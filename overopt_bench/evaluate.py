@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
-from overopt_bench.budget import checked
+from overopt_bench.budget import checked, shared_scores
 from overopt_bench.config import RunConfig
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.seeding import stable_seed
@@ -36,9 +36,12 @@ def image_noise(eval_seed: int, prompt: str, index: int, shape: tuple[int, ...])
     return torch.randn(shape, generator=Generator().manual_seed(stable_seed("eval", eval_seed, prompt, index)))
 
 
-def make_split(name: str, prompts: Sequence[str], images: int, eval_seed: int, shape: tuple[int, ...]) -> Split:
-    """At most ``images`` images over the prompts, at least ``IMAGES_PER_PROMPT`` of each where there is room."""
-    chosen = list(prompts)[: max(1, images // IMAGES_PER_PROMPT)]
+def make_split(
+    name: str, prompts: Sequence[str], images: int, eval_seed: int, shape: tuple[int, ...],
+    per_prompt: int = IMAGES_PER_PROMPT,
+) -> Split:  # fmt: skip
+    """At most ``images`` images over the prompts, at least ``per_prompt`` of each where there is room."""
+    chosen = list(prompts)[: max(1, images // per_prompt)]
     pairs = [(chosen[k % len(chosen)], k // len(chosen)) for k in range(images)]
     pairs.sort(key=lambda pair: chosen.index(pair[0]))
     noise = torch.stack([image_noise(eval_seed, prompt, index, shape) for prompt, index in pairs], 1)
@@ -72,14 +75,28 @@ class Evaluator:
 
     def __init__(self, suite: Suite, policy: DiffusionPolicy, rewards: Mapping[str, Reward], config: RunConfig) -> None:
         self.suite, self.policy, self.rewards = suite, policy, rewards
+        self.train_prompts, self.eval_seed = config.training_prompts(suite), config.eval_seed
         shape = (config.num_steps + 1, *policy.latent_shape)
-        splits = [("train", config.train_split, config.eval_images)]
-        splits += [(s, s, config.eval_images // 2) for s in suite.prompts if s.startswith("heldout")]
-        self.splits = [
-            make_split(name, suite.prompts[source], n, config.eval_seed, shape) for name, source, n in splits if n
-        ]
+        splits = [("train", self.train_prompts, config.eval_images)]
+        splits += [(s, p, config.eval_images // 2) for s, p in suite.prompts.items() if s.startswith("heldout")]
+        self.splits = [make_split(name, prompts, n, config.eval_seed, shape) for name, prompts, n in splits if n]
         self.with_kl = {split.name for split in self.splits[:2]}
         self._pool_scores: dict[str, Tensor] = {}
+
+    def base_samples(self, count: int) -> tuple[Tensor, tuple[str, ...]]:
+        """``count`` images of the base model ``[count, 3, H, W]`` over all training prompts, and their prompts.
+
+        Their noise is that of no evaluation, and the same whenever they are drawn.
+        """
+        shape = self.splits[0].noise[:, 0].shape
+        split = make_split(
+            "calibration", self.train_prompts, count, stable_seed("calibration", self.eval_seed), shape, 1
+        )
+        nfe = self.policy.nfe
+        with self.policy.base():
+            images = self.policy.sample(split.noise, split.prompts)[0].images
+        self.policy.nfe = nfe
+        return images, split.prompts
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, Any], list[dict[str, Any]], Tensor]:
@@ -93,9 +110,10 @@ class Evaluator:
         pictures: list[Tensor] = []
         nfe = self.policy.nfe
         for split in self.splits:
-            images, kl = self._draw(split)
+            trajectory, kl = self.policy.sample(split.noise, split.prompts, with_kl=split.name in self.with_kl)
+            images = trajectory.images
             scores = {
-                name: checked(reward(images, split.prompts), name, split.prompts)
+                name: checked(shared_scores(reward, images, split.prompts, self.policy.world), name, split.prompts)
                 for name, reward in self.rewards.items()
             }
             for name, values in scores.items():
@@ -114,17 +132,6 @@ class Evaluator:
             pictures.append(images.cpu())
         self.policy.nfe = nfe  # evaluation is free
         return row, details, torch.cat(pictures)
-
-    def _draw(self, split: Split) -> tuple[Tensor, Tensor | None]:
-        images, kls = [], []
-        for k in range(0, len(split.prompts), BATCH):
-            noise = split.noise[:, k : k + BATCH].to(self.policy.device)
-            trajectory, kl = self.policy.rollout_from(
-                noise, split.prompts[k : k + BATCH], with_kl=split.name in self.with_kl
-            )
-            images.append(trajectory.images)
-            kls.append(kl)
-        return torch.cat(images), torch.cat([k for k in kls if k is not None]) if split.name in self.with_kl else None
 
     @torch.no_grad()
     def best_of_n(self, pool: Candidates) -> dict[str, Any]:

@@ -47,12 +47,14 @@ def _parameters(cls: type[Algorithm]) -> Iterator[str]:
 def _rewards() -> Iterator[str]:
     for (suite, name), cls in sorted(rewards.classes().items(), key=lambda item: (item[0][0] or "", item[0][1])):
         facts = [
-            suite or "all suites",
+            "all suites" if suite is None else ", ".join(n for n in suites.names() if suites.get(n).family() == suite),
             "differentiable" if cls.differentiable else "not differentiable",
             "reads the prompt" if cls.needs_prompt else "ignores the prompt",
             "has an encoder" if cls.features is not Reward.features else "no encoder (critics use the suite's CLIP)",
         ]
         yield f"  {name:<22} {_first_line(cls)} [{'; '.join(facts)}]"
+    for prefix, (_, summary) in sorted(rewards.derived.items()):
+        yield f"  {prefix + ':A+B+...':<22} {summary} [an ensemble of any rewards of one suite]"
     yield from _broken(rewards.broken)
 
 

@@ -23,6 +23,24 @@ Gold = Annotated[
         help="Reward to record but never to train on; may be repeated. The suite's own is always recorded.",
     ),
 ]
+Model = Annotated[
+    str | None, typer.Option(metavar="PATH_OR_ID", help="Base model of the suite sd: a folder or a Hub id[@REVISION].")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Read weights from DIR/<repository's name>/ instead of the Hub and its cache."),
+]
+PromptFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Train on the prompts of this file, one a line. [the suite's]")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16 passes. [the suite's on a GPU, float32 on a CPU]")
+]
+MicroBatch = Annotated[
+    int | None, typer.Option(help="Samples per network pass; changes memory and speed, no result. [what fits]")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the U-Net through torch.compile.")]
+Attention = Annotated[str | None, typer.Option(help="sdpa, eager or xformers. [diffusers' choice]")]
 Suite = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Base model, prompts and rewards. Default: sd14 where it can run, else mini."),
@@ -46,7 +64,9 @@ EvalSeed = Annotated[
     int | None, typer.Option(help="Seed of the evaluation noise; compare runs only at equal ones. [0]")
 ]
 Tracker = Annotated[str | None, typer.Option(help="Also log live to tensorboard or wandb.")]
-TrainSplit = Annotated[str | None, typer.Option(help="Prompts to train on: train, or tuning to search settings.")]
+TrainSplit = Annotated[
+    str | None, typer.Option(help="Prompts of the suite to train on: train, or tuning to search settings.")
+]
 Tag = Annotated[str | None, typer.Option(help="Appended to the run folder's name.")]
 Plugin = Annotated[
     Words, typer.Option(metavar="FILE", help="Python file with own rewards or algorithms; may be repeated.")
@@ -59,6 +79,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [cuda whe
 What = Annotated[str | None, typer.Argument(help="algorithms, rewards or suites; all where left out.")]
 Results = Annotated[Words, typer.Argument(help="Run folders or folders of runs. [results]")]
 ReportOut = Annotated[Path, typer.Option(help="Folder of the report.")]
+EvalRewards = Annotated[
+    Words, typer.Option("--reward", metavar="NAME", help="Reward to ask; may be repeated. [the suite's]")
+]
+Preset = Annotated[
+    Words, typer.Option(metavar="NAME", help="Named settings, see `list presets`; may be repeated, the later wins.")
+]
 Rewards = Annotated[list[str], typer.Option("--reward", metavar="NAME", help="Reward to ask; may be repeated.")]
 Prompt = Annotated[str, typer.Option(metavar="TEXT", help="What the pictures should show.")]
 Pictures = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files of any size and mode.")]

@@ -87,7 +87,7 @@ def probe_foreign_rewards(names: Iterable[str], suite: Suite) -> None:
         UserError: where one fails, or gives a wrong shape, NaN, or no gradient although it claims one.
     """
     for name in dict.fromkeys(names):
-        if not rewards.get(name, suite.name).__module__.startswith("overopt_bench."):
+        if not rewards.get(name, suite.family()).__module__.startswith("overopt_bench."):
             probe_reward(get_reward(name, suite), suite)
 
 
@@ -95,8 +95,7 @@ def probe_reward(reward: Reward, suite: Suite) -> None:
     """See ``probe_foreign_rewards``; the images have the size that the suite's pipeline draws."""
     import torch
 
-    pipeline = suite.pipeline()
-    size = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+    size = suite.image_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     prompts = (list(suite.prompts["train"]) * 2)[:2]
     try:

@@ -2,66 +2,84 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from overopt_bench.errors import UserError
-from overopt_bench.transition import Transition, ddim_transition
+from overopt_bench.conditioning import Conditioning, PromptEncoder
+from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.runtime import Runtime
+from overopt_bench.transition import Transition, ddim_transition, noise_from_velocity
 from overopt_bench.types import Trajectory
+from overopt_bench.world import World
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # every attention of the U-Net, as in trl's DDPO
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = {"sdpa": "AttnProcessor2_0", "eager": "AttnProcessor", "xformers": "XFormersAttnProcessor"}
+MICRO_BATCH = 128  # samples per pass where nobody says otherwise
 
 
 class DiffusionPolicy:
     """Stable Diffusion's U-Net with LoRA; sampler DDIM with eta > 0 (DDPO, section 4.1).
 
     Base weights are frozen; the adapter is float32 and starts at zero effect. Guidance is inside both sampling
-    and ``transition``: a mismatch would make the first PPO ratio differ from 1.
+    and ``transition``: a mismatch would make the first PPO ratio differ from 1. Latents, transitions and
+    log-probabilities are float32 whatever the precision of the passes.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` whose U-Net predicts noise.
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` that predicts noise or velocity.
         num_steps: T. guidance_scale: w in eps = eps_u + w (eps_c - eps_u); 1 uses the prompt alone.
         eta: stochasticity, in (0, 1]. seed: of the adapter's initial weights.
+        precision: of the U-Net, the text encoders and the VAE (XL's VAE overflows in float16 and stays float32).
+        runtime: device, micro-batch, compilation, attention. world: the processes that share the sampling.
 
     Raises:
-        UserError: for a pipeline that is not an epsilon-prediction Stable Diffusion.
+        UserError: for another kind of pipeline, or an attention backend that cannot be used.
     """
 
     def __init__(
         self, pipeline: Any, *, num_steps: int, guidance_scale: float, eta: float, lora_rank: int, lora_alpha: int,
-        device: str | torch.device, seed: int,
+        seed: int, precision: str = "float32", runtime: Runtime | None = None, world: World | None = None,
     ) -> None:  # fmt: skip
-        if getattr(pipeline.scheduler.config, "prediction_type", None) != "epsilon":
-            raise UserError(
-                f"the policy needs an epsilon-prediction pipeline, got {pipeline.scheduler.config.get('prediction_type')!r}"
-            )
-        self.device = torch.device(device)
+        runtime = runtime or Runtime()
+        self.velocity = _predicts_velocity(pipeline)
+        self.device, self.world = torch.device(runtime.device), world or World(device=runtime.device)
+        self.dtype = PRECISIONS[precision]
+        self.micro_batch = runtime.micro_batch or MICRO_BATCH
         self.pipeline = pipeline.to(self.device)
         self.unet, self.vae = pipeline.unet, pipeline.vae
-        for module in (self.unet, self.vae, pipeline.text_encoder):
-            module.requires_grad_(False).eval()
-        self.unet.to(memory_format=torch.channels_last)
-        self.num_steps, self.guidance_scale, self.eta = num_steps, guidance_scale, eta
         size = self.unet.config.sample_size
         self.latent_shape = (self.unet.config.in_channels, size, size)
+        self.encode = PromptEncoder(pipeline, self.device, size * pipeline.vae_scale_factor)
+        self.vae_dtype = torch.float32 if self.encode.is_xl and self.dtype == torch.float16 else self.dtype
+        for module in (self.unet, self.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+            if module is not None:
+                module.requires_grad_(False).eval()
+                _cast(module, self.vae_dtype if module is self.vae else self.dtype)
+        self.unet.to(memory_format=torch.channels_last)
+        self.num_steps, self.guidance_scale, self.eta = num_steps, guidance_scale, eta
         self.nfe = 0
         self._add_adapter(lora_rank, lora_alpha, seed)
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False)
-        scheduler.set_timesteps(num_steps)
+        self._set_schedule(pipeline.scheduler.config)
+        _set_attention(self.unet, runtime.attention)
+        self._unet_forward: Any = torch.compile(self.unet) if runtime.compile else self.unet
+
+    def _set_schedule(self, config: Any) -> None:
+        scheduler = DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+        scheduler.set_timesteps(self.num_steps)
         self.timesteps = scheduler.timesteps.to(self.device)
-        before = (self.timesteps - scheduler.config.num_train_timesteps // num_steps).clamp(min=0)
+        before = (self.timesteps - scheduler.config.num_train_timesteps // self.num_steps).clamp(min=0)
         alphas = scheduler.alphas_cumprod.to(self.device)
         self._alpha, self._alpha_prev = alphas[self.timesteps], alphas[before]
-        self._embeds: dict[str, Tensor] = {}
 
     def _add_adapter(self, rank: int, alpha: int, seed: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
@@ -84,73 +102,96 @@ class DiffusionPolicy:
         finally:
             self.unet.enable_adapters()
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings ``[B, L, D]``, computed once per prompt."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._embeds]
-        if new:
-            tokenizer = self.pipeline.tokenizer
-            ids = tokenizer(
-                new, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-            ).input_ids
-            hidden = self.pipeline.text_encoder(ids.to(self.device)).last_hidden_state
-            self._embeds.update(zip(new, hidden, strict=True))
-        return torch.stack([self._embeds[p] for p in prompts])
+    def guided_eps(
+        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], recomputed: bool = False
+    ) -> Tensor:  # fmt: skip
+        """The guided noise prediction ``[B, C, h, w]`` float32 for x_i ``[B, C, h, w]`` at each sample's own step ``[B]``.
 
-    def guided_eps(self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False) -> Tensor:
-        """The guided noise prediction ``[B, C, h, w]`` for x_i ``[B, C, h, w]`` at each sample's own step ``[B]``."""
+        Args:
+            recomputed: keep only the inputs of the whole pass for the backward pass.
+        """
         t, w = self.timesteps[steps], self.guidance_scale
         context = self.encode(prompts)
+        x = latents
         if w != 1:  # one pass of 2 B: [unconditional, conditional]
-            latents, t = torch.cat([latents, latents]), torch.cat([t, t])
-            context = torch.cat([self.encode([""]).expand_as(context), context])
-        self.nfe += len(latents)
-        latents = latents.to(memory_format=torch.channels_last)
-        if checkpoint and torch.is_grad_enabled():
-            eps = recompute(self._unet, latents, t, context, use_reentrant=False)
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+            context = Conditioning.cat([self.encode.unconditional(len(latents)), context])
+        self.nfe += len(x)
+        x = x.to(memory_format=torch.channels_last)
+        if recomputed and torch.is_grad_enabled():
+            out = recompute(self._unet, x, t, context, use_reentrant=False)
         else:
-            eps = self._unet(latents, t, context)
-        if w == 1:
-            return torch.as_tensor(eps)
-        eps_u, eps_c = eps.chunk(2)
-        return torch.as_tensor(eps_u + w * (eps_c - eps_u))
+            out = self._unet(x, t, context)
+        if w != 1:
+            unconditional, conditional = out.chunk(2)
+            out = unconditional + w * (conditional - unconditional)
+        return noise_from_velocity(latents, out, self._alpha[steps]) if self.velocity else torch.as_tensor(out)
 
-    def _unet(self, latents: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return torch.as_tensor(self.unet(latents, t, context, return_dict=False)[0])
+    def _unet(self, x: Tensor, t: Tensor, context: Conditioning) -> Tensor:
+        with self._autocast():
+            out = self._unet_forward(x, t, context.embeds, added_cond_kwargs=context.added, return_dict=False)[0]
+        return torch.as_tensor(out.float())
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def transition(
         self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False
     ) -> Transition:
         """p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
-        eps = self.guided_eps(latents, steps, prompts, checkpoint)
-        return ddim_transition(latents.float(), eps.float(), self._alpha[steps], self._alpha_prev[steps], self.eta)
+        if checkpoint:
+            self.unet.enable_gradient_checkpointing()  # block by block; acts only where there is a graph
+        eps = self.guided_eps(latents, steps, prompts)
+        return ddim_transition(latents.float(), eps, self._alpha[steps], self._alpha_prev[steps], self.eta)
 
-    def rollout(
-        self, prompts: Sequence[str], generator: Generator, *, grad_from: int | None = None, checkpoint: bool = False
-    ) -> Trajectory:
+    def draw_noise(self, n: int, generator: Generator) -> Tensor:
+        """Noise of n chains ``[T+1, n, C, h, w]`` on the CPU; see ``types.Policy``."""
+        # chain by chain, so that micro-batches of any size draw the same noise
+        return torch.randn((n, self.num_steps + 1, *self.latent_shape), generator=generator).transpose(0, 1)
+
+    def rollout(self, prompts: Sequence[str], generator: Generator) -> Trajectory:
         """Draw one image per prompt from the generator's noise; see ``types.Policy``."""
-        # image by image, so that micro-batches of any size draw the same noise
-        noise = torch.randn((len(prompts), self.num_steps + 1, *self.latent_shape), generator=generator)
-        return self.rollout_from(
-            noise.transpose(0, 1).to(self.device), prompts, grad_from=grad_from, checkpoint=checkpoint
-        )[0]
+        return self.sample(self.draw_noise(len(prompts), generator), prompts)[0]
 
-    def rollout_from(
-        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,
-        with_kl: bool = False,
-    ) -> tuple[Trajectory, Tensor | None]:  # fmt: skip
-        """A rollout from given noise ``[T+1, B, C, h, w]``: the initial latent, then one draw per step.
+    @torch.no_grad()
+    def sample(
+        self, noise: Tensor, prompts: Sequence[str], *, with_kl: bool = False
+    ) -> tuple[Trajectory, Tensor | None]:
+        """Chains from given noise ``[T+1, B, C, h, w]`` without a graph, in micro-batches, shared among processes.
 
         Returns:
             The trajectory and, where asked, the KL to the base model of each step ``[B, T]`` in nats
             (E over on-policy trajectories of its sum is the exact path KL).
         """
+
+        def work(rows: Tensor) -> tuple[Tensor, ...]:
+            words = [prompts[k] for k in rows.tolist()]
+            t, kl = self._chains(noise[:, rows].to(self.device), words, with_kl=with_kl)
+            return (t.latents, t.log_probs, t.images, *([] if kl is None else [kl]))
+
+        latents, log_probs, images, *kl = self.world.map(work, len(prompts), self.micro_batch)
+        return Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images), kl[0] if with_kl else None
+
+    def rollout_from(
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False
+    ) -> Trajectory:
+        """Chains from given noise ``[T+1, B, C, h, w]`` with a graph; see ``types.Policy``."""
+        if checkpoint:
+            self.unet.enable_gradient_checkpointing(), self.vae.enable_gradient_checkpointing()
+        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, recomputed=checkpoint)[0]
+
+    def _chains(
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, recomputed: bool = False,
+        with_kl: bool = False,
+    ) -> tuple[Trajectory, Tensor | None]:  # fmt: skip
         x = noise[0]
         latents, log_probs, kl = [x], [], []
         for i in range(self.num_steps):
             steps = torch.full((len(prompts),), i, device=self.device)
+            alpha, alpha_prev = self._alpha[steps], self._alpha_prev[steps]
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                step = self.transition(x, steps, prompts, checkpoint)
+                eps = self.guided_eps(x, steps, prompts, recomputed)
+                step = ddim_transition(x, eps, alpha, alpha_prev, self.eta)
                 x_next = step.sample(noise[i + 1])
             with torch.no_grad():
                 log_probs.append(step.log_prob(x_next))
@@ -167,9 +208,9 @@ class DiffusionPolicy:
         return trajectory, torch.stack(kl, 1) if with_kl else None
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1]; differentiable."""
-        latents = (latents / self.vae.config.scaling_factor).to(memory_format=torch.channels_last)
-        return torch.as_tensor((self.vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1))
+        """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1], float32; differentiable."""
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae_dtype, memory_format=torch.channels_last)
+        return torch.as_tensor((self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The adapter's weights."""
@@ -184,4 +225,49 @@ class DiffusionPolicy:
         from diffusers.utils import convert_state_dict_to_diffusers
 
         layers = convert_state_dict_to_diffusers(self.state_dict())
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+        self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+
+
+def _predicts_velocity(pipeline: Any) -> bool:
+    """False for a prediction of noise, True for one of velocity.
+
+    Raises:
+        UserError: for anything that is not text-to-image Stable Diffusion.
+    """
+    kind, scheduler = type(pipeline).__name__, getattr(pipeline, "scheduler", None)
+    if not all(hasattr(pipeline, part) for part in ("unet", "vae", "text_encoder")) or scheduler is None:
+        raise UserError(f"the policy needs a StableDiffusionPipeline or StableDiffusionXLPipeline, not a {kind}")
+    channels, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if channels != latent:
+        raise UserError(f"the U-Net takes {channels} channels and the VAE gives {latent}: inpainting is not supported")
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise UserError(f"the policy needs a pipeline that predicts epsilon or v_prediction, got {prediction!r}")
+    return bool(prediction == "v_prediction")
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)  # not module.to: diffusers warns of it, even where nothing changes
+
+
+def _set_attention(unet: Any, kind: str | None) -> None:
+    """The implementation of attention; U-Nets of diffusers take a processor, not one of its dispatched backends.
+
+    Raises:
+        UserError: for an unknown one, or where its package is missing.
+    """
+    from diffusers.models import attention_processor
+
+    if kind is None:
+        return
+    if kind not in ATTENTION:
+        raise unknown_name("--attention", kind, ATTENTION)
+    if kind == "xformers":
+        try:
+            unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ModuleNotFoundError, ValueError) as error:
+            raise UserError(f"--attention xformers: {error}") from None
+    else:
+        unet.set_attn_processor(getattr(attention_processor, ATTENTION[kind])())

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from overopt_bench.config import RunConfig, read_config_file, resolve
 from overopt_bench.errors import UserError
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
+from overopt_bench.presets import read_presets
 from overopt_bench.registry import get_suite, suites
+from overopt_bench.runtime import Runtime
 
 
-def choose_suite(name: str | None) -> tuple[str, str]:
+def choose_suite(name: str | None, weights: Path | None = None, model: str | None = None) -> tuple[str, str]:
     """The suite to use and why.
 
     Raises:
-        UserError: where the suite asked for does not exist or cannot run here.
+        UserError: where the suite asked for does not exist, or a folder of weights is none.
     """
+    if weights is not None and not weights.is_dir():
+        raise UserError(f"--weights {weights}: no such folder")
     if name is not None:
-        missing = get_suite(name).missing()
-        if missing is not None:
-            raise UserError(missing)
+        get_suite(name, weights, model)
         return name, "as asked"
+    if model is not None:
+        return next(other for other in suites.names() if suites.get(other).takes_model()), "--model was given"
     if "sd14" not in suites.names():
         return "mini", "the default"
-    missing = get_suite("sd14").missing()
-    return ("sd14", "it can run here") if missing is None else ("mini", missing.removesuffix("; use --suite mini"))
+    missing = get_suite("sd14", weights).missing()
+    return ("sd14", "it can run here") if missing is None else ("mini", missing)
 
 
 def choose_device(name: str | None) -> str:
@@ -52,11 +56,12 @@ def choose_device(name: str | None) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """A user's options before they are checked: the command line over the file."""
+    """A user's options before they are checked: the command line over the file, that over presets."""
 
     given: dict[str, Any]
+    per_algorithm: dict[str, dict[str, Any]]
     plugins: tuple[Plugin, ...]
-    device: str
+    runtime: Runtime
     suite_reason: str
 
     def config(self, algo: str | None, proxy: str | None, seed: int | None, params: Mapping[str, Any]) -> RunConfig:
@@ -67,29 +72,66 @@ class Options:
         """
         own = {"algo": algo, "proxy": proxy, "seed": seed}
         merged = {**self.given, **{k: v for k, v in own.items() if v is not None}}
+        if self.runtime.device == "cpu":  # where half precision saves no time
+            merged = {"precision": "float32", **merged}
         base = merged.get("params") or {}
         if not isinstance(base, Mapping):
             raise UserError(f"params must be a mapping such as {{lr: 1.0e-4}}, not {base!r}")
-        return resolve({**merged, "params": {**base, **params}})
+        preset = self.per_algorithm.get(str(merged.get("algo")), {})
+        return resolve({**merged, "params": {**preset, **base, **params}})
 
 
 def read_options(
-    given: Mapping[str, Any], plugin: Iterable[str] | None, config: Path | None, device: str | None
-) -> Options:
-    """Load plugins and the file, choose suite and device.
+    given: Mapping[str, Any], plugin: Iterable[str] | None, config: Path | None, preset: Iterable[str] | None,
+    runtime: Runtime,
+) -> Options:  # fmt: skip
+    """Load plugins, presets and the file, choose the suite. The command line wins over the file, that over presets.
 
     Raises:
         UserError: for whatever is wrong with them.
     """
-    file = {} if config is None else read_config_file(Path(config))
+    base = read_presets(preset or ())
+    per_algorithm = base.pop("algorithms", {})
+    file = {**base, **({} if config is None else read_config_file(Path(config)))}
     from_file = file.pop("plugin", None) or []
     files = [from_file] if isinstance(from_file, str) else list(from_file)
     plugins = load_plugins([*files, *(plugin or [])])
     values = {**file, **{k: v for k, v in given.items() if v not in (None, [], ())}}
-    suite, reason = choose_suite(values.get("suite"))
-    return Options({**values, "suite": suite}, plugins, choose_device(device), reason)
+    if isinstance(values.get("train_prompts"), str):
+        values["train_prompts"] = read_prompt_file(Path(values["train_prompts"]))
+    suite, reason = choose_suite(values.get("suite"), runtime.weights, values.get("model"))
+    speed = {key: values.pop(key) for key in ("micro_batch",) if key in values}
+    if runtime.micro_batch is None:
+        runtime = replace(runtime, **speed)
+    return Options({**values, "suite": suite}, per_algorithm, plugins, runtime, reason)
 
 
-def probe(config: RunConfig) -> None:
+def read_prompt_file(path: Path) -> tuple[str, ...]:
+    """One prompt a line, blank lines left out.
+
+    Raises:
+        UserError: where there are none.
+    """
+    try:
+        prompts = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompts {path}: {error}") from None
+    if not prompts:
+        raise UserError(f"--prompts {path}: the file holds no prompt")
+    return prompts
+
+
+def probe(config: RunConfig, runtime: Runtime) -> None:
     """Try the rewards that come from outside this package before anything is written."""
-    probe_foreign_rewards([config.proxy, *config.gold], get_suite(config.suite))
+    probe_foreign_rewards([config.proxy, *config.gold], get_suite(config.suite, runtime.weights, config.model))
+
+
+def make_runtime(device: str | None, weights: Path | None = None, **speed: Any) -> Runtime:
+    """Where to compute; see ``Runtime``.
+
+    Raises:
+        UserError: for a device that does not exist here, or a micro-batch below 1.
+    """
+    if speed.get("micro_batch") is not None and speed["micro_batch"] < 1:
+        raise UserError(f"--micro-batch {speed['micro_batch']}: must be at least 1")
+    return Runtime(choose_device(device), None if weights is None else Path(weights), **speed)

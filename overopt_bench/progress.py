@@ -26,15 +26,15 @@ def clock(seconds: float) -> str:
 class Progress:
     """Shows budget spent, the proxy in training, the golds and sqrt(KL) at evaluation, rate and time left."""
 
-    def __init__(self, config: RunConfig, budget: Budget) -> None:
-        self.config, self.budget = config, budget
+    def __init__(self, config: RunConfig, budget: Budget, quiet: bool = False) -> None:
+        self.config, self.budget, self.quiet = config, budget, quiet
         self._start, self._first = time.monotonic(), budget.spent
         self._seen: dict[str, float] = {}
         self._bar: Bar | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> Progress:
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self.quiet:
             self._bar = Bar(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console()
             )
@@ -60,6 +60,8 @@ class Progress:
         self._seen = {"proxy": row[f"train/{self.config.proxy}/mean"]}
         self._seen |= {gold: row[f"train/{gold}/mean"] for gold in self.config.gold}
         self._seen["sqrt(KL)"] = row["train/sqrt_kl"]
+        if self.quiet:
+            return
         if self._bar is None:
             print(self._text(), flush=True)
         else:

@@ -17,9 +17,12 @@ from PIL import features
 
 from overopt_bench.config import RunConfig
 from overopt_bench.plugins import Plugin
+from overopt_bench.runtime import Runtime
 from overopt_bench.types import Reward, Suite
 
-PACKAGES = ("overopt-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
+PACKAGES = (
+    "overopt-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "numpy", "pillow"
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -66,29 +69,24 @@ def provenance(
     rewards: Mapping[str, Reward],
     own_encoder: bool,
     plugins: Sequence[Plugin],
-    device: str,
+    runtime: Runtime,
+    processes: int,
 ) -> dict[str, Any]:
     """What ``config.json`` keeps beside the configuration; ``critic_encoder`` says whose features critics see."""
+    speed = {"micro_batch": runtime.micro_batch, "compile": runtime.compile, "attention": runtime.attention}
     return {
-        "versions": versions(), "hardware": hardware(device), "git": git_revision(),
+        "versions": versions(), "hardware": {**hardware(runtime.device), "processes": processes}, "speed": speed,
+        "git": git_revision(),
         "weights": suite.weights_hashes(), "rewards": {name: reward.weights_hash() for name, reward in rewards.items()},
         "critic_encoder": "proxy" if own_encoder else "suite clip",
         "plugins": {str(p.path): p.sha256 for p in plugins}, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
-def resume_command(config: RunConfig, out: Path, device: str, plugins: Sequence[Plugin]) -> str:
+def resume_command(config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin]) -> str:
     """The command that goes on with a run: its own recorded configuration, whatever was typed at first."""
-    words = [
-        "overopt-bench",
-        "run",
-        "--config",
-        str(config.folder(out) / "config.json"),
-        "--out",
-        str(out),
-        "--device",
-        device,
-    ]
+    record = config.folder(out) / "config.json"
+    words = ["overopt-bench", "run", "--config", str(record), "--out", str(out), *runtime.words()]
     for plugin in plugins:
         words += ["--plugin", str(plugin.path)]
     return shlex.join(words)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.world import World
 
 SCHEMA = 1
 KEEP = 2  # checkpoints: the newest, and one to fall back on
@@ -180,3 +181,36 @@ class Recorder:
         if hasattr(self, "_metrics"):
             self._metrics.close()
         self._lock.release()
+
+
+class Bystander(Recorder):
+    """What the other processes of a run hold in the writer's place: it writes nothing and reads nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, event: str, row: Mapping[str, Any]) -> None:
+        return None
+
+    def image(self, queries: int, images: Tensor, columns: int) -> str:
+        return ""
+
+    def status(self, state: str, queries: int, reason: str | None = None) -> None:
+        return None
+
+    def checkpoint(self, queries: int, state: Mapping[str, Any]) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def open_recorder(folder: Path, config: RunConfig, provenance: Mapping[str, Any], world: World) -> Recorder:
+    """The run's one writer on the main process, a ``Bystander`` on the others.
+
+    Raises:
+        UserError: on all processes, as ``Recorder``.
+    """
+    opened: list[Recorder] = []
+    world.on_main(lambda: opened.append(Recorder(folder, config, provenance)))
+    return opened[0] if opened else Bystander(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from overopt_bench.errors import UserError, unknown_name
@@ -33,6 +34,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, base: str) -> None:
         self.kind, self._base = kind, base
         self._classes: dict[tuple[str | None, str], type[T]] = {}
+        self.derived: dict[str, tuple[Callable[[str, str | None], type[T]], str]] = {}
         self._loaded = False
         self.broken: dict[str, str] = {}
 
@@ -87,6 +89,9 @@ class Registry(Generic[T]):
             UserError: where there is none; names the nearest and all.
         """
         classes = self.classes()
+        prefix, colon, rest = name.partition(":")
+        if colon and prefix in self.derived:
+            return self.derived[prefix][0](rest, suite)
         found = classes.get((suite, name)) or classes.get((None, name))
         if found is not None:
             return found
@@ -133,6 +138,13 @@ def register_reward(
     return add if cls is None else add(cls)
 
 
+def register_derived_reward(
+    prefix: str, derive: Callable[[str, str | None], type[Reward]], summary: str
+) -> None:  # fmt: skip
+    """Make ``prefix:TEXT`` the name of the reward class that ``derive(TEXT, family)`` gives."""
+    rewards.derived[prefix] = (derive, summary)
+
+
 def register_suite(cls: SuiteClass) -> SuiteClass:
     """Class decorator: make a ``Suite`` known by its ``name``."""
     suites.add(cls)
@@ -145,9 +157,20 @@ def get_reward(name: str, suite: Suite) -> Reward:
     Raises:
         UserError: where the suite has no such reward, or its weights are missing.
     """
-    return rewards.get(name, suite.name).load(suite)
+    return rewards.get(name, suite.family()).load(suite)
 
 
-def get_suite(name: str) -> Suite:
-    """A suite by name; whether it can run here is ``missing()``'s to say."""
-    return suites.get(name)()
+def get_suite(name: str, weights: Path | None = None, model: str | None = None) -> Suite:
+    """A suite by name; whether it can run here is ``missing()``'s to say.
+
+    Args:
+        weights: a folder to read weights from. model: for suites that take one.
+
+    Raises:
+        UserError: for a model where none is taken.
+    """
+    cls = suites.get(name)
+    if model is not None and not cls.takes_model():
+        able = [other for other in suites.names() if suites.get(other).takes_model()]
+        raise UserError(f"the suite {name!r} has its own model; --model goes with --suite {' or '.join(able)}")
+    return cls(weights, model)

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -21,29 +22,35 @@ from overopt_bench.plugins import Plugin
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.progress import Progress
 from overopt_bench.provenance import provenance, resume_command
-from overopt_bench.recorder import Recorder
+from overopt_bench.recorder import open_recorder
 from overopt_bench.registry import algorithms, get_reward, get_suite, rewards
+from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import Generators
 from overopt_bench.trackers import Tracker
 from overopt_bench.types import Algorithm, TrainContext
+from overopt_bench.world import join_world
 
+CALIBRATION_IMAGES = 128
 SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is written changes no number
 
 
 def run(
-    config: RunConfig, *, out: Path, device: str = "cpu", plugins: Sequence[Plugin] = (), tracker: str | None = None
-) -> Path:
+    config: RunConfig, *, out: Path, runtime: Runtime | None = None, plugins: Sequence[Plugin] = (),
+    tracker: str | None = None,
+) -> Path:  # fmt: skip
     """Train one run to the end of its budget, or go on with it; a complete run is left as it is.
+
+    Under ``accelerate launch`` every process calls this; they share the work and the first one writes.
 
     Returns:
         The run folder.
 
     Raises:
         UserError: where the folder is not this run's or the disk is full.
-        RunError: where training failed; the record says why.
+        RunError: where training failed, or another process of the run died; the record says why.
         KeyboardInterrupt: after Ctrl-C, once everything is saved.
     """
-    session = _Session(config, out, device, plugins, tracker)
+    session = _Session(config, out, runtime or Runtime(), plugins, tracker)
     try:
         session.run()
     finally:
@@ -95,35 +102,37 @@ class _Session:
     """One process's work on one run."""
 
     def __init__(
-        self, config: RunConfig, out: Path, device: str, plugins: Sequence[Plugin], tracker: str | None
+        self, config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin], tracker: str | None
     ) -> None:
         self.config, self.stop = config, _Stop()
-        self.command = resume_command(config, out, device, plugins)
-        suite = get_suite(config.suite)
+        self.command = resume_command(config, out, runtime, plugins)
+        self.world = join_world(runtime.device)
+        runtime = replace(runtime, device=str(self.world.device))
+        suite = get_suite(config.suite, runtime.weights, config.model)
+        everything = rewards.names(suite.family()) if suite.all_rewards else []
         self.rewards = {
-            name: get_reward(name, suite)
-            for name in dict.fromkeys([config.proxy, *config.gold, *rewards.names(suite.name)])
+            name: get_reward(name, suite) for name in dict.fromkeys([config.proxy, *config.gold, *everything])
         }
         proxy = self.rewards[config.proxy]
         own_encoder = proxy.feature_dim is not None
-        self.recorder = Recorder(
-            config.folder(out), config, provenance(config, suite, self.rewards, own_encoder, plugins, device)
-        )
-        self.tracker = Tracker(tracker, config, self.recorder.folder)
+        origin = provenance(config, suite, self.rewards, own_encoder, plugins, runtime, self.world.size)
+        self.recorder = open_recorder(config.folder(out), config, origin, self.world)
+        self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
         self.policy = DiffusionPolicy(
             suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-            lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, device=device, seed=config.seed,
+            lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
+            runtime=runtime, world=self.world,
         )  # fmt: skip
         self.budget = Budget(config.budget_unit, config.budget, lambda: self.policy.nfe)
         self.generators = Generators(config.seed)
         self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
-        train_prompts, generators = suite.prompts[config.train_split], self.generators
+        train_prompts, generators = config.training_prompts(suite), self.generators
         context = TrainContext(
-            policy=self.policy, proxy=Metered(proxy, self.budget),
+            policy=self.policy, proxy=Metered(proxy, self.budget, self.world),
             encoder=proxy.features if own_encoder else suite.clip_features,
             feature_dim=(proxy.feature_dim if own_encoder else None) or suite.clip_dim,
             prompts=train_prompts, draw_prompts=lambda n, per_prompt: draw_prompts(train_prompts, generators["prompts"], n, per_prompt),
-            generators=generators, budget_left=self.budget.queries_left,
+            generators=generators, budget_left=self.budget.queries_left, micro_batch=self.policy.micro_batch,
         )  # fmt: skip
         cls = algorithms.get(config.algo)
         self.algorithm: Algorithm = cls(context, cls.Params(**config.params))
@@ -131,17 +140,18 @@ class _Session:
 
     def run(self) -> None:
         """Go on from the newest checkpoint until the budget is spent."""
-        if self.recorder.complete():
-            print(f"{self.recorder.folder} is complete; nothing to do", flush=True)
+        if self.world.on_main(self.recorder.complete):
+            self._say(f"{self.recorder.folder} is complete; nothing to do")
             return
-        state, complaints = self.recorder.resume()
+        state, complaints = self.world.on_main(self.recorder.resume)
         for line in complaints:
-            print("warning:", line, file=sys.stderr, flush=True)
+            self._say(f"warning: {line}", sys.stderr)
+        self._calibrate(new=state is None)
         if state is not None:
             self._load(state)
-            print(f"going on at {self.budget.queries} queries", flush=True)
+            self._say(f"going on at {self.budget.queries} queries")
         self.recorder.status("running", self.budget.queries)
-        with self.stop.listening(), Progress(self.config, self.budget) as self.progress:
+        with self.stop.listening(), Progress(self.config, self.budget, quiet=not self.world.main) as self.progress:
             try:
                 self._loop()
             except FloatingPointError as error:
@@ -161,6 +171,21 @@ class _Session:
         if self.stop.asked:  # during the last evaluation: too late for this run, not for what a sweep has left
             raise KeyboardInterrupt
 
+    def _say(self, line: str, file: TextIO | None = None) -> None:
+        if self.world.main:
+            print(line, file=file or sys.stdout, flush=True)
+
+    def _calibrate(self, new: bool) -> None:
+        """Show base samples of the training prompts to the rewards that are standardised on them."""
+        asking = [reward for reward in self.rewards.values() if reward.needs_base_samples]
+        if not asking:
+            return
+        images, prompts = self.evaluator.base_samples(CALIBRATION_IMAGES)
+        for reward in asking:
+            facts = reward.calibrate(images, prompts)
+            if new:
+                self.recorder.write("calibration", {"reward": reward.name, "images": len(images), **facts})
+
     def _loop(self) -> None:
         saved = time.monotonic()
         while True:
@@ -170,9 +195,9 @@ class _Session:
                 saved = time.monotonic()
             if self.budget.exhausted:
                 break
-            if self.stop.asked:
+            if self.world.any(self.stop.asked):
                 self._save()
-                print(f"interrupted and saved; go on with:\n  {self.command}", flush=True)
+                self._say(f"interrupted and saved; go on with:\n  {self.command}")
                 raise KeyboardInterrupt
             if self.algorithm.trains:
                 self._step()
@@ -181,7 +206,7 @@ class _Session:
             if time.monotonic() - saved > SAVE_SECONDS and not self._due():
                 self._save()
                 saved = time.monotonic()
-        self.policy.save_adapter(self.recorder.folder / "adapter")
+        self._save_adapter()
 
     def _due(self) -> bool:
         """Whether the next evaluation point is reached: k/(points-1) of the budget, the end included."""
@@ -191,9 +216,14 @@ class _Session:
         )
 
     def _step(self) -> None:
-        started = time.monotonic()
+        started, queries, nfe = time.monotonic(), self.budget.queries, self.policy.nfe
         metrics = self.algorithm.step()
-        self.budget.seconds += time.monotonic() - started
+        # each process counted its own share, and its own clock
+        spent = torch.tensor([self.budget.queries - queries, self.policy.nfe - nfe], dtype=torch.float64)
+        self.budget.queries, self.policy.nfe = (
+            before + int(more) for before, more in zip((queries, nfe), self.world.sum(spent).tolist(), strict=True)
+        )
+        self.budget.seconds = self.world.on_main(lambda: self.budget.seconds + time.monotonic() - started)
         self.round += 1
         for name, value in metrics.items():
             if not torch.isfinite(torch.tensor(float(value))):
@@ -216,6 +246,7 @@ class _Session:
         return {"queries": self.budget.queries, "nfe": self.budget.nfe, "seconds": round(self.budget.seconds, 3)}
 
     def _evaluate(self) -> None:
+        self.world.check_equal(self.policy.trainable())
         pool = self.algorithm.candidates()
         if pool is not None and len(pool.prompts):
             row = self.evaluator.best_of_n(pool)
@@ -237,7 +268,11 @@ class _Session:
             "generators": self.generators.state_dict(), "round": self.round, "point": self.point,
         }  # fmt: skip
         self.recorder.checkpoint(self.budget.queries, state)
-        self.policy.save_adapter(self.recorder.folder / "adapter")
+        self._save_adapter()
+
+    def _save_adapter(self) -> None:
+        if self.world.main:
+            self.policy.save_adapter(self.recorder.folder / "adapter")
 
     def _load(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])

@@ -65,3 +65,9 @@ def ddim_transition(x: Tensor, eps: Tensor, alpha: Tensor, alpha_prev: Tensor, e
     x0 = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
     mean = alpha_prev.sqrt() * x0 + (1 - alpha_prev - variance).sqrt() * eps
     return Transition(mean, variance.sqrt())
+
+
+def noise_from_velocity(x: Tensor, velocity: Tensor, alpha: Tensor) -> Tensor:
+    """eps = sqrt(1 - alpha) x + sqrt(alpha) v (Salimans and Ho 2022, appendix D), for x and v ``[B, C, h, w]``, alpha ``[B]``."""
+    alpha = alpha.view(-1, 1, 1, 1)
+    return (1 - alpha).sqrt() * x + alpha.sqrt() * velocity

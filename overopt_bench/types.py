@@ -11,13 +11,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
+from overopt_bench.optimizer import Optimizer
+from overopt_bench.pictures import square
 from overopt_bench.transition import Transition
+from overopt_bench.weights import Repo
+from overopt_bench.world import World
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -43,27 +51,39 @@ class Policy(Protocol):
     """A diffusion model seen as a Markov chain of Gaussian transitions (DDPO, section 4.1)."""
 
     num_steps: int  # T
+    world: World  # the processes that share the work
+    dtype: torch.dtype  # of the network passes
     latent_shape: tuple[int, int, int]  # C, h, w
     nfe: int  # U-Net evaluations so far: one per latent and per guidance branch
     device: torch.device
 
-    def rollout(
-        self, prompts: Sequence[str], generator: Generator, *, grad_from: int | None = None, checkpoint: bool = False
+    def rollout(self, prompts: Sequence[str], generator: Generator) -> Trajectory:
+        """Draw one image per prompt, without a graph; in micro-batches, shared among processes."""
+        ...
+
+    def draw_noise(self, n: int, generator: Generator) -> Tensor:
+        """Noise of n chains ``[T+1, n, C, h, w]``, drawn chain by chain: the initial latent, then one a step."""
+        ...
+
+    def rollout_from(
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False
     ) -> Trajectory:
-        """Draw one image per prompt.
+        """Chains of given noise ``[T+1, B, C, h, w]`` in one pass, with a graph (truncated backpropagation).
 
         Args:
-            grad_from: first step whose prediction keeps its graph; ``images`` is then differentiable with
-                respect to the trainable parameters (truncated backpropagation). None: no graph at all.
-            checkpoint: recompute activations in the backward pass instead of storing them.
+            grad_from: first step whose prediction keeps its graph; ``images`` is differentiable with respect to the
+                trainable parameters. checkpoint: recompute activations in the backward pass instead of storing them.
         """
         ...
 
-    def transition(self, latents: Tensor, steps: Tensor, prompts: Sequence[str]) -> Transition:
+    def transition(
+        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False
+    ) -> Transition:
         """p(x_{i+1} | x_i, prompt) under the current weights, with a graph when gradients are enabled.
 
         Args:
             latents: ``[B, C, h, w]`` x_i. steps: ``[B]`` int64, each sample's own step index i.
+            checkpoint: recompute activations in the backward pass instead of storing them.
         """
         ...
 
@@ -87,11 +107,13 @@ class Reward(ABC):
         name: registry name. differentiable: scores carry gradients to pixels.
         needs_prompt: False when the prompt is ignored.
         feature_dim: D of ``features``, or None where the reward has no encoder of its own.
+        needs_base_samples: ``calibrate`` must be called with images of the base model first.
     """
 
     name: ClassVar[str]
     differentiable: ClassVar[bool] = False
     needs_prompt: ClassVar[bool] = True
+    needs_base_samples: ClassVar[bool] = False
     feature_dim: int | None = None
 
     @abstractmethod
@@ -101,6 +123,19 @@ class Reward(ABC):
     def features(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1] to L2-normalised features ``[B, D]`` of the frozen encoder."""
         raise NotImplementedError(f"reward {self.name!r} has no encoder")
+
+    def score_pictures(
+        self, pictures: Sequence[Image], prompts: Sequence[str], side: int, device: str | torch.device = "cpu"
+    ) -> Tensor:
+        """Scores ``[B]`` of RGB pictures of any size: brought to ``side`` pixels with white around what is not square.
+
+        Rewards that have an official transform of their own use that instead.
+        """
+        return self(torch.stack([square(picture, side) for picture in pictures]).to(device), prompts)
+
+    def calibrate(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+        """See base samples before anything else, for rewards with ``needs_base_samples``; returns what is recorded."""
+        return {}
 
     @classmethod
     def load(cls, suite: Suite) -> Reward:
@@ -148,6 +183,9 @@ class TrainContext:
         generators: one named generator per purpose: "sampling", "batch" (shuffles, truncation draws),
             "critic" (critic initialisation, resets, dropout), "prompts".
         budget_left: queries that may still be spent (a large number for other budget units).
+        micro_batch: samples per pass with a graph, unless an algorithm's own parameter says otherwise.
+
+    With several processes all see the same numbers and generators; ``policy.world`` says which share is this one's.
     """
 
     policy: Policy
@@ -158,6 +196,14 @@ class TrainContext:
     draw_prompts: Callable[[int, int], list[str]]
     generators: dict[str, Generator]
     budget_left: Callable[[], int]
+    micro_batch: int = 128
+
+    def policy_optimizer(self, lr: float, weight_decay: float, max_grad_norm: float) -> Optimizer:
+        """The optimizer of the policy's trainable parameters."""
+        return Optimizer(
+            self.policy.trainable(), lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
+            world=self.policy.world, scaled=self.policy.dtype == torch.float16,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -218,6 +264,7 @@ class SuiteDefaults:
         budget: reward queries of a default run.
         eval_points: evaluations of a run, the start and the end included.
         eval_images: images per prompt split and evaluation.
+        precision: of the base model's passes on a GPU; a CPU takes float32.
     """
 
     num_steps: int
@@ -228,6 +275,7 @@ class SuiteDefaults:
     budget: int
     eval_points: int
     eval_images: int
+    precision: str = "float32"
 
 
 class Suite(ABC):
@@ -236,13 +284,35 @@ class Suite(ABC):
     ``prompts`` maps a split to its prompts: "train" is what algorithms draw from unless told otherwise, every
     "heldout..." is evaluated and never trained on, others (such as "tuning") are for searching settings.
     ``gold`` is the reward that stands for the truth, evaluated in every run; ``image_size`` the pixels of a side.
+    ``all_rewards`` says that a run evaluates every reward of the suite, not only its proxy and golds.
+
+    Args:
+        weights: a folder to read weights from instead of the usual places. model: for suites that take one.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     gold: ClassVar[str]
-    image_size: ClassVar[int]
+    image_size: int
+    all_rewards: ClassVar[bool] = False
     defaults: ClassVar[SuiteDefaults]
+
+    def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
+        self.model = model
+
+    @classmethod
+    def family(cls) -> str:
+        """The name under which its rewards are registered: its own, or that of several suites with the same ones."""
+        return cls.name
+
+    def repos(self) -> list[Repo]:
+        """The Hub repositories that its base model and ``clip_features`` are read from."""
+        return []
+
+    @classmethod
+    def takes_model(cls) -> bool:
+        """Whether the base model is the user's choice."""
+        return False
 
     @property
     @abstractmethod

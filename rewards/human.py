@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.devices import follow
 from overopt_bench.types import Reward, Suite
+from overopt_bench.weights import digest
 
 if TYPE_CHECKING:
     from overopt_bench.suites.mini import MiniSuite
@@ -141,7 +142,7 @@ class Human(Reward):
         judge = Judge(mini.names, width=len(state["members.0.name.stem.weight"]))
         judge.load_state_dict(state)
         judge = judge.to(memory_format=torch.channels_last)  # half the time on a CPU
-        return cls(judge.eval().requires_grad_(False), mini.digest(path))
+        return cls(judge.eval().requires_grad_(False), digest(path))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         alignment, quality = self.judge.parts(images, prompts)

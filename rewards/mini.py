@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
+from overopt_bench.rewards.clip import image_embeddings as pixel_embeddings
+from overopt_bench.rewards.clip import text_embeddings
 from overopt_bench.rewards.devices import follow
 from overopt_bench.types import Reward, Suite
+from overopt_bench.weights import digest
 
 if TYPE_CHECKING:
     from overopt_bench.suites.mini import MiniSuite
@@ -26,13 +28,7 @@ if TYPE_CHECKING:
 
 def image_embeddings(clip: Any, images: Tensor) -> Tensor:
     """L2-normalised CLIP embeddings ``[B, 64]`` of images ``[B, 3, 32, 32]`` in [0, 1]."""
-    pooled = follow(clip, images).vision_model(pixel_values=images * 2 - 1).pooler_output
-    return F.normalize(clip.visual_projection(pooled), dim=-1)
-
-
-def text_embeddings(clip: Any, ids: Tensor) -> Tensor:
-    """L2-normalised CLIP embeddings ``[B, 64]`` of token ids ``[B, 16]``."""
-    return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
+    return pixel_embeddings(follow(clip, images), images * 2 - 1)
 
 
 class AestheticHead(nn.Module):
@@ -116,7 +112,7 @@ class MiniProxy(Reward):
         absent = model.load_state_dict(fitted, strict=False).missing_keys
         if lost := [key for key in absent if not key.startswith("clip.")]:
             raise UserError(f"{path} lacks {', '.join(lost)}; reinstall, or make it again with the recipe")
-        return cls(model.eval().requires_grad_(False), clip, mini, mini.digest(path))
+        return cls(model.eval().requires_grad_(False), clip, mini, digest(path))
 
     def features(self, images: Tensor) -> Tensor:
         return image_embeddings(self.clip, images)
@@ -176,7 +172,7 @@ class ClipScore(MiniProxy):
     def load(cls, suite: Suite) -> Self:
         mini: MiniSuite = suite  # type: ignore[assignment]
         path = mini.asset("clip/model.safetensors")
-        return cls(SimilarityScorer(mini.clip), mini.clip, mini, mini.digest(path))
+        return cls(SimilarityScorer(mini.clip), mini.clip, mini, digest(path))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         image = self.features(images)

@@ -76,7 +76,7 @@ def test_value_loss_takes_the_worse_of_clipped_and_not() -> None:
         out.weight.zero_()
         out.bias.fill_(1.0)
     seen: list[Tensor] = []
-    algorithm.critic_optimizer.register_step_pre_hook(lambda *_: seen.append(out.bias.grad.clone()))
+    algorithm.critic_optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(out.bias.grad.clone()))
     # V = 1; old 0.5 -> clipped 0.7.  G = 2: (1-2)^2 = 1 < 1.69, so clipped, no gradient;  G = 0: 1 > 0.49
     loss, grad_norm = algorithm.update_critic(torch.zeros(2, 2), torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.0]))
     assert loss == pytest.approx(0.5 * (1.69 + 1.0) / 2) and grad_norm == pytest.approx(0.5)

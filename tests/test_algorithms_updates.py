@@ -18,15 +18,16 @@ from overopt_bench.algorithms.alignprop import AlignProp
 from overopt_bench.algorithms.best_of_n import BestOfN
 from overopt_bench.algorithms.ddpo import DDPO
 from overopt_bench.algorithms.ppo import draw_epoch_prompts
+from overopt_bench.optimizer import Optimizer
 
 
 def ddpo(*, policy: ToyPolicy | None = None, left: int = 10**9, **params: Any) -> DDPO:
     return DDPO(context(policy or ToyPolicy(), proxy=ToyProxy(left)), DDPO.Params(**params))
 
 
-def gradients(optimizer: torch.optim.Optimizer, policy: ToyPolicy) -> list[Tensor]:
+def gradients(optimizer: Optimizer, policy: ToyPolicy) -> list[Tensor]:
     seen: list[Tensor] = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
     return seen
 
 

@@ -68,7 +68,7 @@ def test_run_passes_on_what_was_asked(train: FakeTrain, tiny: Path, capsys: pyte
     ((config, rest),) = train.calls
     assert (config.algo, config.proxy, config.seed, config.budget) == ("climb", "darkness", 3, 9)
     assert config.gold == ("darkness", "truth") and config.params["lr"] == 0.5 and config.params["clip"] is None
-    assert rest["out"] == Path("here") and rest["device"] == "cpu"
+    assert rest["out"] == Path("here") and rest["runtime"].device == "cpu"
     assert [plugin.path for plugin in rest["plugins"]] == [tiny]
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == "suite tiny: as asked"
@@ -193,15 +193,34 @@ def test_sweep_goes_on_after_a_failure_and_says_so_at_the_end(
 def test_the_default_suite_is_explained(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for missing, expected in (
         (None, ("sd14", "it can run here")),
-        ("no device; use --suite mini", ("mini", "no device")),
+        ("no device", ("mini", "no device")),
     ):
-        monkeypatch.setattr(prepare, "get_suite", lambda name, m=missing: SimpleNamespace(missing=lambda: m))
+        monkeypatch.setattr(
+            prepare, "get_suite", lambda name, weights=None, m=missing: SimpleNamespace(missing=lambda: m)
+        )
         assert prepare.choose_suite(None) == expected
 
 
-def test_sd14_says_what_is_missing(train: FakeTrain, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*RUN, "--suite", "sd14"]) == 2
-    assert "sd14" in capsys.readouterr().err
+def test_sd14_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "run",
+        "--algo",
+        "ddpo",
+        "--proxy",
+        "aesthetic",
+        "--suite",
+        "sd14",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert cli.main([*words, "--weights", "/no/such"]) == 2
+    assert "--weights /no/such: no such folder" in capsys.readouterr().err
+    assert cli.main([*words, "--weights", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "hf download openai/clip-vit-large-patch14 config.json model.safetensors" in error and error.count("\n") == 1
+    assert "--revision 32bd64288804d66eefd0ccbe215aa642df71cc41" in error and not (tmp_path / "o").exists()
 
 
 def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +237,7 @@ def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.C
 
 def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
     names = [command.__name__ for command in cli.COMMANDS]
-    assert names == ["run", "report", "list", "sweep", "eval", "sample", "score", "bench"]
+    assert names == ["run", "report", "list", "sweep", "eval", "sample", "score", "bench", "doctor"]
     folder = api.run(algo="climb", proxy="darkness", suite="tiny", seed=2, out=Path("o"))
     assert folder == Path("o/tiny/darkness/climb/seed2")
     assert all("device" in inspect.signature(f).parameters for f in (api.run, api.sweep, api.sample, api.bench))

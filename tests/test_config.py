@@ -14,10 +14,12 @@ from overopt_bench.config import (
     read_config_file,
     resolve,
     resolve_params,
-    resume_command,
     warnings,
 )
 from overopt_bench.errors import UserError
+from overopt_bench.plugins import Plugin
+from overopt_bench.provenance import resume_command
+from overopt_bench.runtime import Runtime
 
 pytestmark = pytest.mark.usefixtures("tiny")
 GIVEN: dict[str, Any] = {"algo": "climb", "proxy": "darkness", "suite": "tiny"}
@@ -142,10 +144,11 @@ def test_bad_config_files(tmp_path: Path, name: str, text: str | None, message: 
 
 
 def test_the_resume_command_holds_what_the_record_does_not() -> None:
-    line = resume_command(resolve(GIVEN), Path("my results"), [Path("/p/tiny.py")], "cpu")
-    assert line == (
-        "overopt-bench run --config 'my results/tiny/darkness/climb/seed0/config.json' --plugin /p/tiny.py"
-        " --out 'my results' --device cpu"
+    runtime = Runtime("cpu", Path("/w"), micro_batch=4, compile=True)
+    plugin = Plugin(Path("/p/tiny.py"), "", ())
+    assert resume_command(resolve(GIVEN), Path("my results"), runtime, [plugin]) == (
+        "overopt-bench run --config 'my results/tiny/darkness/climb/seed0/config.json' --out 'my results'"
+        " --device cpu --weights /w --micro-batch 4 --compile --plugin /p/tiny.py"
     )
 
 

@@ -30,7 +30,7 @@ def test_runs_to_the_end_of_its_budget(algo: str, proxy: str, tmp_path: Path) ->
         with pytest.raises(UserError, match="differentiable"):
             resolve(given)
         return
-    folder = train.run(resolve(given), out=tmp_path, device="cpu")
+    folder = train.run(resolve(given), out=tmp_path)
     assert json.loads((folder / "status.json").read_text())["state"] == "complete"
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evals = [e for e in events if e["event"] == "eval"]

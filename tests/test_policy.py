@@ -18,7 +18,7 @@ PROMPTS = ["penguin", "fox", "penguin"]
 def make(seed: int = 0, guidance_scale: float = 1.5, perturb: float = 0.0) -> DiffusionPolicy:
     policy = DiffusionPolicy(
         get_suite("mini").pipeline(), num_steps=4, guidance_scale=guidance_scale, eta=1.0, lora_rank=4, lora_alpha=4,
-        device="cpu", seed=seed,
+        seed=seed,
     )  # fmt: skip
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def noise(policy: DiffusionPolicy, seed: int = 0) -> torch.Tensor:
 def test_ratio_is_one_before_any_update_also_in_other_batches() -> None:
     policy = make(perturb=0.1)
     with torch.no_grad():
-        chain, _ = policy.rollout_from(noise(policy), PROMPTS)
+        chain, _ = policy.sample(noise(policy), PROMPTS)
         for order in ([0, 1, 2], [2, 0]):
             for i in range(4):
                 step = policy.transition(
@@ -46,14 +46,14 @@ def test_ratio_is_one_before_any_update_also_in_other_batches() -> None:
 
 def test_path_kl_is_zero_at_first_and_the_mean_log_ratio_later() -> None:
     fresh = make()
-    kl = fresh.rollout_from(noise(fresh), PROMPTS, with_kl=True)[1]
+    kl = fresh.sample(noise(fresh), PROMPTS, with_kl=True)[1]
     assert kl is not None and kl.shape == (3, 4) and (kl == 0).all()
     policy = make(perturb=0.05)
     n = 96
     many = ["fox"] * n
     with torch.no_grad():
         z = torch.randn((5, n, *policy.latent_shape), generator=torch.Generator().manual_seed(3))
-        chain, kl = policy.rollout_from(z, many, with_kl=True)
+        chain, kl = policy.sample(z, many, with_kl=True)
         ratios = torch.zeros(n)
         with policy.base():
             for i in range(4):
@@ -80,11 +80,11 @@ def test_images_do_not_depend_on_the_batches_they_are_drawn_in(sizes: tuple[int,
 def test_base_turns_the_adapter_off_and_on_again() -> None:
     policy, plain = make(perturb=0.2), make()
     with torch.no_grad():
-        tuned = policy.rollout_from(noise(policy), PROMPTS)[0].images
+        tuned = policy.sample(noise(policy), PROMPTS)[0].images
         with policy.base():
-            base = policy.rollout_from(noise(policy), PROMPTS)[0].images
-        again = policy.rollout_from(noise(policy), PROMPTS)[0].images
-    torch.testing.assert_close(base, plain.rollout_from(noise(plain), PROMPTS)[0].images, rtol=1e-4, atol=1e-4)
+            base = policy.sample(noise(policy), PROMPTS)[0].images
+        again = policy.sample(noise(policy), PROMPTS)[0].images
+    torch.testing.assert_close(base, plain.sample(noise(plain), PROMPTS)[0].images, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(tuned, again, rtol=0, atol=0)
     assert (tuned - base).abs().max() > 0.05
 
@@ -105,7 +105,7 @@ def test_guidance_of_one_is_the_conditional_prediction() -> None:
 def test_truncated_rollout_has_the_gradient_of_its_last_steps(checkpoint: bool) -> None:
     policy = make(perturb=0.05)
     z = noise(policy)
-    chain, _ = policy.rollout_from(z, PROMPTS, grad_from=3, checkpoint=checkpoint)
+    chain = policy.rollout_from(z, PROMPTS, grad_from=3, checkpoint=checkpoint)
     own = torch.autograd.grad(chain.images.sum(), policy.trainable())
     step = policy.transition(chain.latents[:, 3], torch.full((3,), 3), PROMPTS)
     by_hand = torch.autograd.grad(policy.decode(step.sample(z[4])).sum(), policy.trainable())
@@ -113,14 +113,14 @@ def test_truncated_rollout_has_the_gradient_of_its_last_steps(checkpoint: bool) 
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert max(g.abs().max() for g in own) > 0
     with torch.no_grad():
-        torch.testing.assert_close(policy.rollout_from(z, PROMPTS)[0].images, chain.images, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(policy.sample(z, PROMPTS)[0].images, chain.images, rtol=1e-5, atol=1e-5)
 
 
 def test_adapter_gives_the_same_image_in_plain_diffusers(tmp_path: Path) -> None:
     policy = make(perturb=0.2)
     z = noise(policy)
     with torch.no_grad():
-        ours, base = policy.rollout_from(z, PROMPTS)[0].images, make().rollout_from(z, PROMPTS)[0].images
+        ours, base = policy.sample(z, PROMPTS)[0].images, make().sample(z, PROMPTS)[0].images
     policy.save_adapter(tmp_path)
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", safety_checker=None)
     pipe.load_lora_weights(tmp_path)

@@ -77,7 +77,7 @@ def test_without_an_installation_the_error_says_how_to_install(monkeypatch: pyte
 def test_a_broken_entry_point_hurts_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [
         EntryPoint("bad", "no_such_module_anywhere", "overopt_bench.suites"),
-        EntryPoint("sd14", "overopt_bench.suites.sd14:SD14", "overopt_bench.suites"),
+        EntryPoint("sd14", "overopt_bench.suites.stable_diffusion:SD14", "overopt_bench.suites"),
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     fresh: Registry[Suite] = Registry("suite", "Suite")

@@ -171,15 +171,15 @@ def test_best_of_n_selects_among_what_the_budget_buys(tmp_path: Path) -> None:
 
 def test_eval_and_sample_read_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path, proxy="jpeg_compressibility", params={**EPOCH, "lr": 0.02})
-    table = api.eval(folder, ["fox face", "owl"], count=2, device="cpu").set_index("reward")
+    table = api.eval(folder, ["fox face", "owl"], count=2).set_index("reward")
     assert table.loc["jpeg_compressibility", "role"] == "proxy" and table.loc["human", "role"] == "gold"
     assert (table["images"] == 4).all() and (table["change"].abs() > 0).all()
     assert table["change"].to_numpy() == pytest.approx((table["policy"] - table["base"]).to_numpy(), abs=1e-4)
 
-    spoken = api.eval(folder, ["a thing without a name"], count=1, device="cpu").set_index("reward")
+    spoken = api.eval(folder, ["a thing without a name"], count=1).set_index("reward")
     assert "human" not in spoken.index and "human is left out" in capsys.readouterr().err
 
-    files = api.sample(folder, ["fox face"], count=2, out=tmp_path / "drawn", device="cpu")
+    files = api.sample(folder, ["fox face"], count=2, out=tmp_path / "drawn")
     assert [Image.open(f).size for f in files] == [(32, 32)] * 2
 
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from overopt_bench.transition import Transition
 from overopt_bench.types import TrainContext, Trajectory
+from overopt_bench.world import World
 
 PROMPTS = ("ant", "bee", "cat", "dog")
 
@@ -24,6 +25,7 @@ class ToyPolicy:
     ) -> None:  # fmt: skip
         self.num_steps, self.latent_shape, self.nfe = steps, (dimensions, 1, 1), 0
         self.device, self.std, self.dtype = torch.device(device), std, dtype
+        self.world = World(device=device)
         self.shift = nn.Parameter(torch.zeros(steps, dimensions, dtype=dtype, device=device))
         self._on = True
 
@@ -36,7 +38,9 @@ class ToyPolicy:
         yield
         self._on = True
 
-    def transition(self, latents: Tensor, steps: Tensor, prompts: Sequence[str]) -> Transition:
+    def transition(
+        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False
+    ) -> Transition:
         shift = self.shift[steps] if self._on else torch.zeros_like(self.shift[steps])
         std = torch.full((len(latents), 1, 1, 1), self.std, dtype=self.dtype, device=self.device)
         return Transition(latents / 2 + shift[..., None, None], std)
@@ -44,17 +48,26 @@ class ToyPolicy:
     def decode(self, latents: Tensor) -> Tensor:
         return latents.mean(1, keepdim=True).expand(-1, 3, 1, 1)
 
-    def rollout(
-        self, prompts: Sequence[str], generator: Generator, *, grad_from: int | None = None, checkpoint: bool = False
+    def draw_noise(self, n: int, generator: Generator) -> Tensor:
+        shape = (self.num_steps + 1, n, *self.latent_shape)
+        return torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
+
+    def rollout(self, prompts: Sequence[str], generator: Generator) -> Trajectory:
+        return self._chains(self.draw_noise(len(prompts), generator), prompts, None)
+
+    def rollout_from(
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False
     ) -> Trajectory:
-        shape = (len(prompts), *self.latent_shape)
-        x = torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
+        return self._chains(noise, prompts, grad_from)
+
+    def _chains(self, noise: Tensor, prompts: Sequence[str], grad_from: int | None) -> Trajectory:
+        x = noise[0]
         latents, log_probs = [x], []
         for i in range(self.num_steps):
             steps = torch.full((len(prompts),), i)
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
                 step = self.transition(x, steps, prompts)
-                x = step.sample(torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device))
+                x = step.sample(noise[i + 1])
             log_probs.append(step.log_prob(x).detach())
             latents.append(x.detach())
         timesteps = torch.arange(self.num_steps).flip(0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,12 @@ from torch import Tensor
 
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_suite
+from overopt_bench.suites.loading import no_progress_bars
 from overopt_bench.types import Suite, SuiteDefaults
+from overopt_bench.weights import digest
 
 WEIGHTS = Path(__file__).parent / "weights"
 CONTEXT = 16  # tokens of the text encoder
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Small local files load in no time; bars for them hide what a user should read."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    shown = [m for m in (diffusers_logging, transformers_logging) if m.is_progress_bar_enabled()]
-    for module in shown:
-        module.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for module in shown:
-            module.enable_progress_bar()
 
 
 @register_suite
@@ -45,6 +29,7 @@ class MiniSuite(Suite):
     summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
     gold = "human"
     image_size = 32
+    all_rewards = True
     defaults = SuiteDefaults(
         num_steps=5,
         guidance_scale=1.0,
@@ -56,8 +41,9 @@ class MiniSuite(Suite):
         eval_images=64,
     )
 
-    def __init__(self, weights: Path = WEIGHTS) -> None:
-        self.weights = weights
+    def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
+        super().__init__(weights, model)
+        self.weights = weights or WEIGHTS
 
     def asset(self, name: str) -> Path:
         """A file of the suite.
@@ -71,10 +57,6 @@ class MiniSuite(Suite):
                 f"the mini suite lacks {path}; reinstall, or make it: python -m overopt_bench.suites.mini.recipe"
             )
         return path
-
-    def digest(self, path: Path) -> str:
-        """SHA-256 of a file."""
-        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def missing(self) -> str | None:
         try:
@@ -101,7 +83,7 @@ class MiniSuite(Suite):
         from diffusers import StableDiffusionPipeline
 
         folder = self.asset("pipeline/model_index.json").parent
-        with _no_progress_bars():
+        with no_progress_bars():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 folder, safety_checker=None, requires_safety_checker=False, local_files_only=True
             )
@@ -112,7 +94,7 @@ class MiniSuite(Suite):
         from transformers import CLIPModel
 
         folder = self.asset("clip/config.json").parent
-        with _no_progress_bars():
+        with no_progress_bars():
             clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
         return clip.eval().requires_grad_(False)
 
@@ -146,4 +128,4 @@ class MiniSuite(Suite):
 
     def weights_hashes(self) -> dict[str, str]:
         files = sorted(self.weights.glob("pipeline/**/*.safetensors"))
-        return {str(f.relative_to(self.weights)): self.digest(f) for f in files}
+        return {str(f.relative_to(self.weights)): digest(f) for f in files}

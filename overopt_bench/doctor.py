@@ -1,0 +1,111 @@
+"""What ``overopt-bench doctor`` says: what is installed, what is missing and how to get it, what a run takes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from overopt_bench.errors import UserError
+from overopt_bench.provenance import versions
+from overopt_bench.registry import get_suite, rewards
+from overopt_bench.runtime import Runtime
+from overopt_bench.types import Suite
+from overopt_bench.weights import Repo, Weights, digest
+
+GB = 1e9
+
+
+@dataclass
+class Diagnosis:
+    """Lines to print, and what stands in the way of a default run, one line each."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All lines."""
+        return "\n".join(self.lines)
+
+
+def diagnose(name: str, reason: str, runtime: Runtime, model: str | None = None) -> Diagnosis:
+    """Look at packages, weights, disk and device for one suite; asks no network and loads no model."""
+    found = Diagnosis()
+    suite = get_suite(name, runtime.weights, model)
+    found.lines.append("packages  " + "  ".join(f"{k} {v}" for k, v in versions().items()))
+    found.lines.append(f"suite     {name}: {reason}")
+    _weights(found, suite, Weights(runtime.weights))
+    _device(found, suite, runtime)
+    return found
+
+
+def _weights(found: Diagnosis, suite: Suite, weights: Weights) -> None:
+    needed = list(_repos(suite))
+    if not needed:
+        missing = suite.missing()
+        found.lines.append(f"weights   {missing or 'ship with the package'}")
+        found.problems += [missing] if missing else []
+        return
+    if suite.takes_model():
+        try:
+            found.lines.append(f"weights   base model: {suite.folder}")  # type: ignore[attr-defined]
+        except UserError as error:
+            found.problems.append(str(error))
+    to_fetch = 0
+    for repo, users in needed:
+        absent = weights.absent(repo)
+        size = sum(repo.files[file] for file in absent)
+        to_fetch += size
+        head = f"weights   {repo.id} @{repo.revision[:10]} for {users} ({repo.licence}):"
+        if absent:
+            found.lines.append(f"{head} {size / GB:.1f} GB missing\n            {repo.command(weights.folder)}")
+        else:
+            found.lines.append(f"{head} here{''.join(_strangers(repo, weights))}")
+    for repo, users in needed:
+        if {"the suite", suite.gold} & {*users.split(", ")} and weights.absent(repo):
+            found.problems.append(f"{repo.id} is missing")
+    where = weights.folder or _cache()
+    free = shutil.disk_usage(next(p for p in (where, *where.parents) if p.exists())).free
+    found.lines.append(f"disk      {free / GB:.0f} GB free in {where}, {to_fetch / GB:.1f} GB to fetch for all rewards")
+    if free < to_fetch:
+        found.lines[-1] += ": not enough for all of them"
+
+
+def _repos(suite: Suite) -> Iterator[tuple[Repo, str]]:
+    """Each repository once, and who reads it."""
+    users: dict[Repo, list[str]] = {}
+    for repo in suite.repos():
+        users.setdefault(repo, []).append("the suite")
+    for name in rewards.names(suite.family()):
+        for repo in getattr(rewards.get(name, suite.family()), "repos", ()):
+            users.setdefault(repo, []).append(name)
+    yield from ((repo, ", ".join(names)) for repo, names in users.items())
+
+
+def _strangers(repo: Repo, weights: Weights) -> Iterator[str]:
+    for file, published in repo.sha256.items():
+        path = weights.find(repo, file)
+        if path is not None and digest(path) != published:
+            yield f"; {file} is not the published one (SHA-256)"
+
+
+def _cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _device(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
+    if runtime.device == "cpu":
+        found.lines.append(f"device    cpu, {torch.get_num_threads()} threads")
+        if suite.family() == "sd":
+            found.lines[-1] += "; a run of the real model takes weeks here"
+        return
+    free, total = torch.cuda.mem_get_info(runtime.device)
+    found.lines.append(
+        f"device    {runtime.device}, {torch.cuda.get_device_name(runtime.device)}: {free / GB:.0f} of {total / GB:.0f} GB free"
+    )

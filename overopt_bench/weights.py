@@ -1,0 +1,163 @@
+"""Where published weights are found: a local folder, the Hub's cache, or the Hub at a pinned revision.
+
+A repository of the Hub is looked for as ``FOLDER/<last part of its name>`` in a user's ``--weights FOLDER``, which is
+what ``hf download REPO --local-dir FOLDER/NAME`` leaves. Nothing is unpickled beyond ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overopt_bench.errors import UserError
+
+BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Repo:
+    """Files of one Hub repository at one revision.
+
+    Attributes:
+        id: ``owner/name``. revision: full commit. licence: of the weights, as its card says.
+        files: path in the repository to size in bytes, for what is really needed.
+        sha256: of those files whose published hash is known.
+    """
+
+    id: str
+    revision: str
+    licence: str
+    files: Mapping[str, int] = field(hash=False)
+    sha256: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """The last part of the id: its folder in a user's ``--weights``."""
+        return self.id.rsplit("/", 1)[-1]
+
+    def command(self, folder: Path | None = None) -> str:
+        """The shell command that fetches the files, into the Hub's cache or into ``folder/name``."""
+        words = ["hf", "download", self.id, *self.files, "--revision", self.revision]
+        return shlex.join(words + (["--local-dir", str(folder / self.name)] if folder else []))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Finds the files of repositories; ``folder`` is the user's ``--weights`` or None for the Hub and its cache."""
+
+    folder: Path | None = None
+
+    def find(self, repo: Repo, file: str) -> Path | None:
+        """The file where it is on this machine already; never asks the network."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if self.folder is not None:
+            path = self.folder / repo.name / file
+            return path if path.is_file() else None
+        cached = try_to_load_from_cache(repo.id, file, revision=repo.revision)
+        return Path(cached) if isinstance(cached, str) else None
+
+    def absent(self, repo: Repo) -> list[str]:
+        """The files of a repository that are not on this machine."""
+        return [file for file in repo.files if self.find(repo, file) is None]
+
+    def path(self, repo: Repo, file: str) -> Path:
+        """The file, fetched from the Hub where it is neither in the folder nor in the cache.
+
+        Raises:
+            UserError: where it is missing from the folder, or the Hub cannot be reached; with the command to run.
+        """
+        found = self.find(repo, file)
+        if found is not None:
+            return found
+        if self.folder is not None:
+            raise UserError(f"{self.folder / repo.name} lacks {file}; get it: {repo.command(self.folder)}")
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(repo.id, file, revision=repo.revision))
+        except Exception as error:  # offline mode, no network, no access: the Hub's client has an exception for each
+            raise UserError(
+                f"{repo.id} lacks {file} here and the Hub gave none ({type(error).__name__}); where there is a network:"
+                f" {repo.command()}; or give a local folder with --weights"
+            ) from None
+
+    def fetch(self, repo: Repo) -> Path:
+        """All files of a repository; the folder that holds them.
+
+        Raises:
+            UserError: as ``path``.
+        """
+        first, *_ = paths = [self.path(repo, file) for file in repo.files]
+        assert len(paths) == len(repo.files)
+        depth = next(iter(repo.files)).count("/")
+        return first.parents[depth]
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, changed: int) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file. The Hub's cache names large files by theirs, so those are not read again."""
+    name = Path(os.path.realpath(path)).name
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return name
+    facts = path.stat()
+    return _digest(path, facts.st_size, facts.st_mtime_ns)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Tensors of a ``.safetensors`` or torch file, on the CPU, unpickling nothing but tensors.
+
+    Raises:
+        UserError: where it does not load.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise almost anything
+        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict whose keys and shapes must all fit.
+
+    Raises:
+        UserError: with the first keys that are missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    wrong = [
+        f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in (("lacks", missing), ("has besides", unexpected), ("has shapes", shapes)) if keys
+    ]  # fmt: skip
+    if wrong:
+        raise UserError(f"{path} is not the checkpoint of this model: it {'; '.join(wrong)}")
+    module.load_state_dict(dict(state))

@@ -1,0 +1,182 @@
+"""The rewards that are one ``CLIPModel``: LAION's aesthetic predictor, PickScore and CLIPScore."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from overopt_bench.registry import register_reward
+from overopt_bench.rewards.published import PublishedReward
+from overopt_bench.types import Suite
+from overopt_bench.weights import Repo, digest, load_strictly, read_state
+
+if TYPE_CHECKING:
+    from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
+
+CLIP_L = Repo(
+    "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", "MIT (code); the card names research use",
+    {"config.json": 4_519, "model.safetensors": 1_710_540_580, "vocab.json": 961_143, "merges.txt": 524_619},
+    {"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
+)  # fmt: skip
+PICKSCORE = Repo(
+    "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", "MIT (code); none stated for the weights",
+    {"config.json": 4_500, "model.safetensors": 3_944_517_836},
+)  # fmt: skip
+AESTHETIC_HEAD = Path(str(files("overopt_bench.rewards") / "assets" / "laion_aesthetic_v2_head.safetensors"))
+
+
+def load_clip(folder: Path) -> Any:
+    """A ``CLIPModel`` from ``config.json`` and ``model.safetensors``, every tensor accounted for.
+
+    Raises:
+        UserError: where the checkpoint is another model's.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    clip = CLIPModel(CLIPConfig.from_pretrained(folder))
+    path = folder / "model.safetensors"
+    # files of 2022 also hold two buffers of consecutive integers, which later versions make themselves
+    load_strictly(clip, {k: v.float() for k, v in read_state(path).items() if not k.endswith("position_ids")}, path)
+    return clip.eval().requires_grad_(False)
+
+
+def image_embeddings(clip: Any, pixels: Tensor) -> Tensor:
+    """L2-normalised embeddings ``[B, D]`` of normalised pixels ``[B, 3, side, side]``."""
+    return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+
+
+def text_embeddings(clip: Any, ids: Tensor) -> Tensor:
+    """L2-normalised embeddings ``[B, D]`` of token ids ``[B, L]``; attention is causal, so padding does not matter."""
+    return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
+
+
+class ClipReward(PublishedReward):
+    """An image tower, and a text tower where the prompt counts."""
+
+    def __init__(self, model: nn.Module, clip: Any, tokenizer: Any, weights_digest: str | None) -> None:
+        super().__init__(model, weights_digest)
+        self.clip, self.tokenizer = clip, tokenizer
+        self.side = int(clip.config.vision_config.image_size)
+        self.feature_dim = int(clip.config.projection_dim)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return image_embeddings(self.clip, pixels)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Ids ``[B, L]``, L at most 77; a long prompt is cut and keeps its end token."""
+        limit = int(self.clip.config.text_config.max_position_embeddings)
+        whole = self.tokenizer(list(prompts)).input_ids
+        self.warn_cut(prompts, [len(ids) > limit for ids in whole], limit)
+        ids = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).input_ids
+        return torch.as_tensor(ids)
+
+    def cosine(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine of image and prompt, ``[B]``."""
+        words = text_embeddings(self.clip, self.tokens(prompts).to(pixels.device))
+        return (image_embeddings(self.clip, pixels) * words).sum(1)
+
+
+@register_reward(suite="sd")
+class ClipScore(ClipReward):
+    """100 times the cosine of CLIP ViT-L/14's embeddings; not clamped at 0, where a clamp would end the gradient."""
+
+    name = "clipscore"
+    repos = (CLIP_L,)
+
+    @classmethod
+    def load(cls, suite: Suite) -> Self:
+        world: StableDiffusionSuite = suite  # type: ignore[assignment]
+        return cls(
+            world.clip, world.clip, world.clip_tokenizer, digest(world.weights.path(CLIP_L, "model.safetensors"))
+        )
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return 100 * self.cosine(pixels, prompts)
+
+
+@register_reward(suite="sd")
+class PickScore(ClipReward):
+    """PickScore v1 (Kirstain et al. 2023): exp(logit_scale) times the cosine of a fine-tuned CLIP ViT-H/14, near 21.
+
+    TDPO's code leaves the factor out (near 0.21). Pixels and tokens are those of OpenAI's processor, as there; the
+    authors' own gives the same.
+    """
+
+    name = "pickscore"
+    repos = (PICKSCORE, CLIP_L)
+
+    @classmethod
+    def load(cls, suite: Suite) -> Self:
+        world: StableDiffusionSuite = suite  # type: ignore[assignment]
+        path = world.weights.fetch(PICKSCORE)
+        clip = load_clip(path)
+        return cls(clip, clip, world.clip_tokenizer, digest(path / "model.safetensors"))
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(self.clip.logit_scale.exp() * self.cosine(pixels, prompts))
+
+
+class RegressionHead(nn.Module):
+    """Five Linear layers with dropout and no activation between them, so an affine map: ``[B, D]`` to ``[B]``.
+
+    The head of LAION's predictor and of ImageReward, under their key names. Sizes come from the state dict.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int] = (1024, 128, 64, 16)) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden, 1]
+        linear = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        dropouts = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
+        self.layers = nn.Sequential(
+            linear[0], dropouts[0], linear[1], dropouts[1], linear[2], dropouts[2], linear[3], linear[4]
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.as_tensor(self.layers(features).squeeze(-1))
+
+
+class AestheticPredictor(nn.Module):
+    """CLIP's unit embedding and the head on it."""
+
+    def __init__(self, clip: Any, head: RegressionHead) -> None:
+        super().__init__()
+        self.clip, self.head = clip, head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(image_embeddings(self.clip, pixels)))
+
+
+@register_reward(suite="sd")
+class Aesthetic(ClipReward):
+    """LAION's aesthetic predictor v2 (sac+logos+ava1, linear MSE) on CLIP ViT-L/14; every score lies in [-12.8, 23.3]."""
+
+    name = "aesthetic"
+    repos = (CLIP_L,)
+    needs_prompt = False
+
+    @classmethod
+    def load(cls, suite: Suite) -> Self:
+        world: StableDiffusionSuite = suite  # type: ignore[assignment]
+        state = read_state(AESTHETIC_HEAD)
+        head = RegressionHead(state["layers.0.weight"].shape[1])
+        load_strictly(head, state, AESTHETIC_HEAD)
+        encoder = digest(world.weights.path(CLIP_L, "model.safetensors"))
+        return cls(
+            AestheticPredictor(world.clip, head),
+            world.clip,
+            world.clip_tokenizer,
+            f"{digest(AESTHETIC_HEAD)} on {encoder}",
+        )
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(self.model(pixels))

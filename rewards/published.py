@@ -1,0 +1,94 @@
+"""What the published image rewards share: two ways into the encoder, micro-batches, and one warning for long prompts."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from overopt_bench.rewards.devices import follow
+from overopt_bench.rewards.preprocessing import clip_pixels, differentiable_pixels, to_pil
+from overopt_bench.types import Reward
+from overopt_bench.weights import Repo
+
+MICRO_BATCH = 32
+
+
+class PublishedReward(Reward):
+    """A frozen float32 network that scores normalised pixels.
+
+    Images without a gradient take the official path, through 8-bit pictures, as in DDPO's and TDPO's code; images
+    with one take ``differentiable_pixels``. The difference is itself a channel for overoptimization, which is why
+    evaluation always takes the official path. ``side`` is the encoder's input size, ``repos`` are what it is read from.
+    """
+
+    differentiable = True
+    repos: ClassVar[tuple[Repo, ...]] = ()
+    side: int = 224
+
+    def __init__(self, model: nn.Module, digest: str | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._digest = digest
+        self._warned = False
+
+    @abstractmethod
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores ``[B]`` of normalised pixels ``[B, 3, side, side]``."""
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """L2-normalised features ``[B, D]`` of normalised pixels ``[B, 3, side, side]``."""
+        raise NotImplementedError(f"reward {self.name!r} has no encoder")
+
+    def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """The official transform of RGB pictures of any size."""
+        return clip_pixels(pictures, self.side)
+
+    def differentiable_pixels(self, images: Tensor) -> Tensor:
+        """The same for images ``[B, 3, H, W]`` in [0, 1], with gradients."""
+        return differentiable_pixels(images, self.side)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        follow(self.model, images)
+        parts = [
+            self.score_pixels(self._pixels(images[k : k + MICRO_BATCH]), prompts[k : k + MICRO_BATCH])
+            for k in range(0, len(images), MICRO_BATCH)
+        ]
+        return torch.cat(parts)
+
+    def features(self, images: Tensor) -> Tensor:
+        follow(self.model, images)
+        return torch.cat([self.encode_pixels(self._pixels(part)) for part in images.split(MICRO_BATCH)])
+
+    @torch.no_grad()
+    def score_pictures(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], side: int, device: str | torch.device = "cpu"
+    ) -> Tensor:
+        parts = []
+        for k in range(0, len(pictures), MICRO_BATCH):
+            pixels = self.official_pixels(pictures[k : k + MICRO_BATCH]).to(device)
+            follow(self.model, pixels)
+            parts.append(self.score_pixels(pixels, prompts[k : k + MICRO_BATCH]))
+        return torch.cat(parts)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            return self.differentiable_pixels(images)
+        return self.official_pixels(to_pil(images)).to(images.device)
+
+    def weights_hash(self) -> str | None:
+        return self._digest
+
+    def warn_cut(self, prompts: Sequence[str], cut: Sequence[bool], limit: int) -> None:
+        """One warning for the first prompt that the official tokenizer cuts; the rest are cut without a word."""
+        long = [p for p, is_cut in zip(prompts, cut, strict=True) if is_cut]
+        if long and not self._warned:
+            self._warned = True
+            print(
+                f"warning: {self.name} reads {limit} tokens of a prompt and cuts the rest, as its official code does:"
+                f" {long[0]!r} and any other that long", file=sys.stderr, flush=True,
+            )  # fmt: skip
