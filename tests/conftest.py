@@ -26,3 +26,11 @@ def tiny(clean_registry: None) -> Path:
     """Load the plugin with the suite ``tiny``; gives the path of its file."""
     plugins.load_plugin(TINY)
     return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ``--weights``: small random checkpoints in the published formats, under the published names."""
+    from tiny_checkpoints import make_tiny_checkpoints
+
+    return make_tiny_checkpoints(tmp_path_factory.mktemp("weights"))

@@ -1,0 +1,114 @@
+"""Several processes: the update is that of one process with the same batch, one writes, and none waits for a dead one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+LAUNCH = [
+    str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+]  # fmt: skip
+RUN = [
+    "-m", "overopt_bench", "run", "--algo", "ddpo", "--proxy", "aesthetic", "--suite", "mini", "--device", "cpu",
+    "--eval-points", "2", "--eval-images", "8", "--set", "samples_per_epoch=16", "--set", "images_per_prompt=8",
+]  # fmt: skip
+
+
+def launch(arguments: list[str], processes: int) -> Any:
+    """What ``arguments`` saved in its last argument."""
+    start = [sys.executable] if processes == 1 else LAUNCH
+    done = subprocess.run([*start, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(arguments[-1], weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+    """Shares of unequal size (10 and 5 samples in micro-batches of 3), rewards, statistics, critic and gradient."""
+    script = str(HERE / "distributed_step.py")
+    one, two = launch([script, str(tmp_path / "1.pt")], 1), launch([script, str(tmp_path / "2.pt")], 2)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for algo in ("ddpo", "tdpo_r", "alignprop"):
+        a, b = one[algo], two[algo]
+        assert a["spent"] == b["spent"], algo
+        assert (a["gradient"] - b["gradient"]).norm() <= 1e-5 * a["gradient"].norm() and a["gradient"].norm() > 0, algo
+        assert a["metrics"].keys() == b["metrics"].keys()
+        for name, value in a["metrics"].items():
+            assert b["metrics"][name] == pytest.approx(value, rel=1e-2, abs=1e-5), (algo, name)
+        for prompt, rewards in a["stats"].items():
+            assert b["stats"][prompt] == pytest.approx(rewards, rel=1e-4), (algo, prompt)
+        assert a["critic"] == b["critic"] and (algo != "tdpo_r" or a["critic"])
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_the_run_is_that_of_one(tmp_path: Path) -> None:
+    tables = []
+    for name, start in (("one", [sys.executable]), ("two", LAUNCH)):
+        words = [*start, *RUN, "--budget", "32", "--out", str(tmp_path / name)]
+        done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert len(re.findall("suite mini", done.stdout)) == 1
+        folder = tmp_path / name / "mini/aesthetic/ddpo/seed0"
+        tables.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    assert [(e["event"], e["queries"], e["nfe"]) for e in tables[0]] == [
+        (e["event"], e["queries"], e["nfe"]) for e in tables[1]
+    ]
+    for a, b in zip(*tables, strict=True):
+        if a["event"] == "eval":
+            assert b["train/human/mean"] == pytest.approx(a["train/human/mean"], abs=1e-3)
+            assert b["train/sqrt_kl"] == pytest.approx(a["train/sqrt_kl"], rel=1e-2, abs=1e-6)
+    assert json.loads((folder / "config.json").read_text())["provenance"]["hardware"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_run_with_an_error(tmp_path: Path) -> None:
+    words = [*LAUNCH, *RUN, "--budget", "100000", "--out", str(tmp_path)]
+    folder = tmp_path / "mini/aesthetic/ddpo/seed0"
+    with open(tmp_path / "log", "w+") as log, subprocess.Popen(words, stdout=log, stderr=log, env=ENVIRONMENT) as run:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() or b'"train"' not in (folder / "metrics.jsonl").read_bytes():
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.5)
+        os.kill(child_of_rank(run.pid, 1), signal.SIGKILL)
+        assert run.wait(timeout=60) != 0
+        log.seek(0)
+        assert "error: another process of this run died or no longer answers" in log.read()
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed" and "another process" in status["reason"]
+
+
+def child_of_rank(parent: int, rank: int) -> int:
+    """The process id of one worker below the launcher."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes()
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if f"\0LOCAL_RANK={rank}\0".encode() in b"\0" + environment and int(fields[1]) == parent:
+            return int(entry.name)
+    raise AssertionError(f"no worker {rank} below {parent}")
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_once_and_ends_all(tmp_path: Path) -> None:
+    """The second process must not wait for what the first one refuses."""
+    (tmp_path / "mini/aesthetic/ddpo/seed0").mkdir(parents=True)
+    (tmp_path / "mini/aesthetic/ddpo/seed0/mine.txt").write_text("not a run")
+    words = [*LAUNCH, *RUN, "--budget", "32", "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("exists and is not a run folder") == 1
