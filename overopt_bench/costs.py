@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -110,13 +110,16 @@ def _costs(configs: str, dtype: torch.dtype, text_parameters: int) -> Costs:
     is_xl = unet_config.get("addition_embed_type") == "text_time"
     vae_dtype = torch.float32 if is_xl and dtype == torch.float16 else dtype  # as in DiffusionPolicy
     unet, vae = build_unet(unet_config, dtype), build_vae(vae_config, vae_dtype)
-    counts = [sum(p.numel() for p in module.parameters() if not p.requires_grad) for module in (unet, vae)]
+    unet_parameters, vae_parameters = (
+        sum(p.numel() for p in module.parameters() if not p.requires_grad) for module in (unet, vae)
+    )
     inputs = unet_inputs(unet.config)
     forward = [measure(unet, unet, inputs, dtype, graph=g, checkpointed=c) for g, c in PASSES]
-    latents = torch.empty((1, *inputs[0].shape[1:]), dtype=vae_dtype, device="meta").requires_grad_()
-    decode = [measure(vae, vae.decode, (latents,), torch.float32, graph=g, checkpointed=c) for g, c in PASSES]
+    latents = (inputs[0].to(vae_dtype).requires_grad_(),)
+    decode = [measure(vae, vae.decode, latents, torch.float32, graph=g, checkpointed=c) for g, c in PASSES]
     return Costs(
-        *counts, text_parameters, (counts[0] + text_parameters) * dtype.itemsize + counts[1] * vae_dtype.itemsize,
+        unet_parameters, vae_parameters, text_parameters,
+        (unet_parameters + text_parameters) * dtype.itemsize + vae_parameters * vae_dtype.itemsize,
         forward[0].flops, forward[1].backward_flops, forward[2].backward_flops,
         decode[0].flops, decode[1].backward_flops, decode[2].backward_flops,
         forward[0].peak, forward[1].saved, forward[1].peak, forward[2].peak,
@@ -182,8 +185,9 @@ def build_unet(config: Mapping[str, Any], dtype: torch.dtype, rank: int = 4, dev
         unet = UNet2DConditionModel.from_config(dict(config)).requires_grad_(False).eval()
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))
     for p in unet.parameters():
-        p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
-    return unet.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if p.dim() == 4 else torch.preserve_format
+        p.data = p.data.to(torch.float32 if p.requires_grad else dtype, memory_format=layout)
+    return unet
 
 
 def build_vae(config: Mapping[str, Any], dtype: torch.dtype, device: str = "meta") -> Any:
@@ -200,7 +204,7 @@ def build_vae(config: Mapping[str, Any], dtype: torch.dtype, device: str = "meta
 def unet_inputs(config: Any, batch: int = 1, device: str = "meta") -> tuple[Any, ...]:
     """Positional arguments of a U-Net's pass: float32 latents, times, embeddings and, for XL, the added conditions."""
     make = partial(torch.zeros, device=device)
-    x = make(batch, config.in_channels, config.sample_size, config.sample_size)
+    x = make(batch, config.in_channels, config.sample_size, config.sample_size).to(memory_format=torch.channels_last)
     added = None
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
@@ -215,8 +219,9 @@ def measure(
     """One pass of ``call``, a method of ``module``; autocast float32 is none. Bytes leave out parameters and inputs."""
     module.disable_gradient_checkpointing()
     if checkpointed:
-        contexts = lambda: (nullcontext(), _Ops(autocast))
-        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        again = partial(
+            checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), _Ops(autocast))
+        )  # fmt: skip
         module.enable_gradient_checkpointing(lambda block, *args: again(block.__call__, *args))
     known = {p.untyped_storage()._cdata for p in module.parameters()}
     saved: dict[int, int] = {}
@@ -227,11 +232,10 @@ def measure(
             saved[storage._cdata] = storage.nbytes()
         return t
 
-    args = [x.to(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x for x in inputs]
     hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with torch.set_grad_enabled(graph), _Meter() as meter:
         with _Ops(autocast), hooks if graph and not checkpointed else nullcontext():
-            out = call(*args)[0]
+            out = call(*inputs)[0]
         forward = meter.flops
         if graph:
             out.backward(torch.empty_like(out))
@@ -261,7 +265,7 @@ class _Ops(TorchFunctionMode):
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    if not query.is_meta:
+    if query.device.type == "cpu":
         return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False)[0]
 
@@ -277,7 +281,7 @@ class _Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
         self.now = self.peak = 0
         self.alive: set[int] = set()

@@ -16,15 +16,14 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from overopt_bench.conditioning import Conditioning, PromptEncoder
-from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.runtime import Runtime
+from overopt_bench.errors import UserError
+from overopt_bench.runtime import ATTENTION, Runtime
 from overopt_bench.transition import Transition, ddim_transition, noise_from_velocity
 from overopt_bench.types import Trajectory
 from overopt_bench.world import World
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # every attention of the U-Net, as in trl's DDPO
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTION = {"sdpa": "AttnProcessor2_0", "eager": "AttnProcessor", "xformers": "XFormersAttnProcessor"}
 MICRO_BATCH = 128  # samples per pass where nobody says otherwise
 
 
@@ -256,14 +255,12 @@ def _set_attention(unet: Any, kind: str | None) -> None:
     """The implementation of attention; U-Nets of diffusers take a processor, not one of its dispatched backends.
 
     Raises:
-        UserError: for an unknown one, or where its package is missing.
+        UserError: where its package is missing.
     """
     from diffusers.models import attention_processor
 
     if kind is None:
         return
-    if kind not in ATTENTION:
-        raise unknown_name("--attention", kind, ATTENTION)
     if kind == "xformers":
         try:
             unet.enable_xformers_memory_efficient_attention()

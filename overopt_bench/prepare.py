@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from overopt_bench.config import RunConfig, read_config_file, resolve
-from overopt_bench.errors import UserError
+from overopt_bench.errors import UserError, unknown_name
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.presets import read_presets
 from overopt_bench.registry import get_suite, suites
-from overopt_bench.runtime import Runtime
+from overopt_bench.runtime import ATTENTION, Runtime
 
 
 def choose_suite(name: str | None, weights: Path | None = None, model: str | None = None) -> tuple[str, str]:
@@ -134,4 +134,6 @@ def make_runtime(device: str | None, weights: Path | None = None, **speed: Any) 
     """
     if speed.get("micro_batch") is not None and speed["micro_batch"] < 1:
         raise UserError(f"--micro-batch {speed['micro_batch']}: must be at least 1")
+    if speed.get("attention") not in (None, *ATTENTION):
+        raise unknown_name("--attention", speed["attention"], ATTENTION)
     return Runtime(choose_device(device), None if weights is None else Path(weights), **speed)

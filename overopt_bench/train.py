@@ -115,14 +115,15 @@ class _Session:
         }
         proxy = self.rewards[config.proxy]
         own_encoder = proxy.feature_dim is not None
-        origin = provenance(config, suite, self.rewards, own_encoder, plugins, runtime, self.world.size)
-        self.recorder = open_recorder(config.folder(out), config, origin, self.world)
-        self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
         self.policy = DiffusionPolicy(
             suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
             lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
             runtime=runtime, world=self.world,
         )  # fmt: skip
+        # only now, when nothing that a user gave can be wrong any more, something is written
+        origin = provenance(config, suite, self.rewards, own_encoder, plugins, runtime, self.world.size)
+        self.recorder = open_recorder(config.folder(out), config, origin, self.world)
+        self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
         self.budget = Budget(config.budget_unit, config.budget, lambda: self.policy.nfe)
         self.generators = Generators(config.seed)
         self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
@@ -184,7 +185,7 @@ class _Session:
         for reward in asking:
             facts = reward.calibrate(images, prompts)
             if new:
-                self.recorder.write("calibration", {"reward": reward.name, "images": len(images), **facts})
+                self.recorder.write("calibration", {**self._where(), "reward": reward.name, "images": len(images), **facts})
 
     def _loop(self) -> None:
         saved = time.monotonic()

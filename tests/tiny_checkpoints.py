@@ -11,7 +11,7 @@ import json
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -34,6 +34,7 @@ from transformers import (
 
 from overopt_bench.rewards.imagereward import BLOCK_NAMES, VISION_NAMES, ImageRewardModel
 
+T = TypeVar("T", bound=torch.nn.Module)
 SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "steps_offset": 1, "timestep_spacing": "leading",
@@ -67,6 +68,14 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def enliven(module: T) -> T:
+    """Weights large enough that pictures and prompts make a difference: initialisers of 0.02 hide every mistake."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1 and "embedding" not in name:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
+    return module
+
+
 def clip_model(projection: int, act: str) -> CLIPModel:
     text = {
         "hidden_size": 32,
@@ -91,7 +100,7 @@ def _unet(**extra: Any) -> UNet2DConditionModel:
 
 def _vae() -> AutoencoderKL:
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    return AutoencoderKL(block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=4, **kinds)
+    return enliven(AutoencoderKL(block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=4, **kinds))
 
 
 def _text_config(width: int = 32, projection: int = 16) -> CLIPTextConfig:
@@ -133,7 +142,7 @@ def image_reward(folder: Path) -> None:
         "vision.encoder.layers.1.mlp.fc1.weight": (128, 64), "vision.encoder.layers.0.mlp.fc1.weight": (128, 64),
         "text.embeddings.word_embeddings.weight": (30524, 64), "head.layers.0.weight": (1024, 64),
     }  # fmt: skip
-    model = ImageRewardModel({k: torch.empty(v) for k, v in shapes.items()}, MED_CONFIG)
+    model = enliven(ImageRewardModel({k: torch.empty(v) for k, v in shapes.items()}, MED_CONFIG))
     blocks, names = ({v: k for k, v in table.items()} for table in (BLOCK_NAMES, VISION_NAMES))
     state = {}
     for key, value in model.state_dict().items():
@@ -162,7 +171,9 @@ def hps(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     for name in ("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"):
-        torch.save({"state_dict": {k: v.half() for k, v in CLIP(**config).state_dict().items()}}, folder / name)
+        torch.save(
+            {"state_dict": {k: v.half() for k, v in enliven(CLIP(**config)).state_dict().items()}}, folder / name
+        )
 
 
 def make_tiny_checkpoints(folder: Path, seed: int = 0) -> Path:

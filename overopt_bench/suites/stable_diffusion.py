@@ -202,18 +202,20 @@ class AnyStableDiffusion(StableDiffusionSuite):
     name = "sd"
     summary = "any Stable Diffusion 1, 2 or XL pipeline, a folder or a Hub id: --model PATH_OR_ID[@REVISION]"
 
+    NO_MODEL: ClassVar[str] = "the suite sd needs --model, a folder or a Hub id of a Stable Diffusion pipeline"
+
     @classmethod
     def takes_model(cls) -> bool:
         return True
 
     def missing(self) -> str | None:
-        if self.model is None:
-            return "the suite sd needs --model, a folder or a Hub id of a Stable Diffusion pipeline"
-        return super().missing()
+        return self.NO_MODEL if self.model is None else super().missing()
 
     @cached_property
     def folder(self) -> Path:
-        model, _, revision = str(self.model).partition("@")
+        if self.model is None:
+            raise UserError(self.NO_MODEL)
+        model, _, revision = self.model.partition("@")
         if Path(model).expanduser().is_dir():
             path = Path(model).expanduser()
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
