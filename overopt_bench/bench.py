@@ -5,22 +5,21 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from overopt_bench.budget import Budget, Metered
+from overopt_bench.assembly import assemble
 from overopt_bench.conditioning import Conditioning
 from overopt_bench.config import RunConfig, resolve
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.policy import DiffusionPolicy
-from overopt_bench.registry import algorithms, get_reward, get_suite, rewards
+from overopt_bench.registry import get_reward, get_suite, rewards
 from overopt_bench.runtime import Runtime
-from overopt_bench.seeding import Generators
-from overopt_bench.train import draw_prompts
-from overopt_bench.types import Algorithm, Reward, Suite, TrainContext
+from overopt_bench.types import Algorithm, Reward, Suite
+from overopt_bench.world import World
 
 ROUNDS = 3
 PROXY = "aesthetic"
@@ -46,12 +45,12 @@ def bench(
     rows = {}
     for name, params in ALGORITHMS.items():
         config = resolve({**given, "algo": name, "params": params})
-        algorithm, policy = _build(config, world, proxy, runtime)
+        algorithm, policy = _build(config, world, {PROXY: proxy}, runtime)
         rows[name] = _compare(algorithm, _bare(algorithm, policy, world, proxy))
     config = resolve({**given, "algo": "ddpo"})
     names = rewards.names(world.family()) if world.all_rewards else [config.proxy, *config.gold]
     scorers = {name: get_reward(name, world) for name in names}
-    evaluator = Evaluator(world, _build(config, world, proxy, runtime)[1], scorers, config)
+    evaluator = Evaluator(world, _build(config, world, scorers, runtime)[1], scorers, config)
     evaluation = _seconds(evaluator) * config.eval_points
     training = rows["ddpo"]["seconds_per_query"] * config.budget
     result = {
@@ -76,23 +75,12 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _build(config: RunConfig, suite: Suite, proxy: Reward, runtime: Runtime) -> tuple[Algorithm, DiffusionPolicy]:
-    policy = DiffusionPolicy(
-        suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=0, precision=config.precision, runtime=runtime,
-    )  # fmt: skip
-    generators = Generators(0)
-    budget = Budget("queries", 10**9, lambda: policy.nfe)
-    prompts = suite.prompts["train"]
-    own = proxy.feature_dim is not None
-    context = TrainContext(
-        policy=policy, proxy=Metered(proxy, budget, policy.world), encoder=proxy.features if own else suite.clip_features,
-        feature_dim=(proxy.feature_dim if own else None) or suite.clip_dim, prompts=prompts,
-        draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
-        budget_left=budget.queries_left, micro_batch=policy.micro_batch,
-    )  # fmt: skip
-    cls = algorithms.get(config.algo)
-    return cls(context, cls.Params(**config.params)), policy
+def _build(
+    config: RunConfig, suite: Suite, scorers: Mapping[str, Reward], runtime: Runtime
+) -> tuple[Algorithm, DiffusionPolicy]:
+    unlimited = config.model_copy(update={"budget": 10**9})
+    parts = assemble(unlimited, suite, scorers, runtime, World(device=runtime.device))
+    return parts.algorithm, parts.policy
 
 
 def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Reward) -> Callable[[], None]:

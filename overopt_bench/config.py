@@ -143,8 +143,6 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     family = suite.family()
     proxy = rewards.get(values["proxy"], family)
     gold = tuple(dict.fromkeys([*values.get("gold", ()), suite.gold]))
-    if not suite.all_rewards and len(gold) > 1:  # there, the suite's own is one opinion among others
-        gold = tuple(name for name in gold if name in values.get("gold", ()) or name != values["proxy"])
     for name in gold:
         rewards.get(name, family)
     if algo.needs_gradient and not proxy.differentiable:
@@ -193,7 +191,7 @@ def _check_split(suite: type[Suite], split: str) -> None:
 
 def warnings(config: RunConfig) -> list[str]:
     """What is allowed but probably not meant, one line each."""
-    if config.proxy in config.gold:
+    if {config.proxy} == {*config.gold}:
         return [f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization"]
     return []
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
+from overopt_bench.costs import costs, run_flops
 from overopt_bench.errors import UserError
+from overopt_bench.memory import needs
+from overopt_bench.policy import PRECISIONS
 from overopt_bench.provenance import versions
 from overopt_bench.registry import get_suite, rewards
 from overopt_bench.runtime import Runtime
@@ -17,6 +20,18 @@ from overopt_bench.types import Suite
 from overopt_bench.weights import Repo, Weights, digest
 
 GB = 1e9
+REWARD_BYTES = 3.5e9  # CLIP ViT-L/14 and ImageReward in float32: the default proxy and gold
+CLIP_L_FLOPS = 0.162e12  # one image through CLIP ViT-L/14's image tower
+UTILISATION = 0.4  # of a card's peak, an assumption
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "A10": 125e12,
+    "V100": 125e12,
+}
 
 
 @dataclass
@@ -40,6 +55,7 @@ def diagnose(name: str, reason: str, runtime: Runtime, model: str | None = None)
     found.lines.append(f"suite     {name}: {reason}")
     _weights(found, suite, Weights(runtime.weights))
     _device(found, suite, runtime)
+    _expected(found, suite, runtime)
     return found
 
 
@@ -106,6 +122,46 @@ def _device(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
             found.lines[-1] += "; a run of the real model takes weeks here"
         return
     free, total = torch.cuda.mem_get_info(runtime.device)
+    name = torch.cuda.get_device_name(runtime.device)
+    found.lines.append(f"device    {runtime.device}, {name}: {free / GB:.0f} of {total / GB:.0f} GB free")
+
+
+def _expected(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
+    """Memory and time of a default run of each algorithm, computed from the architecture; nothing is loaded."""
+    architecture = suite.architecture()
+    if architecture is None:
+        return
+    precision, defaults = suite.defaults.precision, suite.defaults
+    cost = costs(architecture.unet, architecture.vae, PRECISIONS[precision], architecture.text_parameters)
+    guided = defaults.guidance_scale != 1
+    peak = _peak_flops(runtime)
+    total = torch.cuda.get_device_properties(runtime.device).total_memory if runtime.device != "cpu" else None
     found.lines.append(
-        f"device    {runtime.device}, {torch.cuda.get_device_name(runtime.device)}: {free / GB:.0f} of {total / GB:.0f} GB free"
+        f"expected  {precision}, {defaults.num_steps} steps, {defaults.budget} queries; computed, not measured"
+        + ("" if peak is None else f"; hours at {UTILISATION:.0%} of the card's {peak / 1e12:.0f} TFLOP/s")
     )
+    for algo in ("ddpo", "tdpo", "tdpo_r", "alignprop"):
+        checkpoint = algo == "alignprop"
+        need = needs(cost, guided, REWARD_BYTES, backpropagates=checkpoint, checkpoint=checkpoint)
+        small = need if checkpoint else needs(cost, guided, REWARD_BYTES, backpropagates=False, checkpoint=True)
+        flops = run_flops(
+            cost, algo, queries=defaults.budget, num_steps=defaults.num_steps, guided=guided, checkpointed=checkpoint,
+            encoder_flops=CLIP_L_FLOPS,
+        )  # fmt: skip
+        line = f"  {algo:<10} {need.least / GB:.0f} GB at micro-batch 1"
+        line += "" if checkpoint else f" ({small.least / GB:.0f} GB with checkpoint=true)"
+        line += f", {need.training / GB:.1f} GB for each sample more; {flops / 1e15:.0f} PFLOP"
+        line += "" if peak is None else f", about {flops / peak / UTILISATION / 3600:.0f} h"
+        if total is not None:
+            line += f"; micro-batch here {need.fitting(total, need.training)}"
+            if not small.fitting(total, small.training):
+                found.problems.append(f"the card is too small for {algo}: it has {total / GB:.0f} GB")
+        found.lines.append(line)
+
+
+def _peak_flops(runtime: Runtime) -> float | None:
+    """Half-precision peak of the card in FLOP/s, where it is a known one (dense, as the makers give it)."""
+    if runtime.device == "cpu":
+        return None
+    name = torch.cuda.get_device_name(runtime.device)
+    return next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
+from overopt_bench import presets
 from overopt_bench.config import memory_only
 from overopt_bench.errors import UserError, unknown_name
 from overopt_bench.registry import algorithms, rewards, suites
 from overopt_bench.types import Algorithm, Reward
 
-KINDS = ("algorithms", "rewards", "suites")
+KINDS = ("algorithms", "rewards", "suites", "presets")
 
 
 def describe(what: str | None = None) -> str:
     """One block per kind: a line for each entry, and a line for each parameter of an algorithm.
 
+    Presets are shown whole where they are asked for.
+
     Raises:
-        UserError: for another kind than the three, or where nothing is registered.
+        UserError: for another kind than the four, or where nothing is registered.
     """
     if what is not None and what not in KINDS:
         raise unknown_name("list of", what, KINDS)
     if not (algorithms.classes() or rewards.classes() or suites.classes()):
         raise UserError("nothing is registered: run `pip install -e .` in the checkout first")
-    blocks = {"algorithms": _algorithms, "rewards": _rewards, "suites": _suites}
+    if what == "presets":
+        return "\n\n".join(f"{name}:\n{presets.text(name)}".rstrip() for name in presets.names())
+    blocks = {"algorithms": _algorithms, "rewards": _rewards, "suites": _suites, "presets": _presets}
     return "\n\n".join("\n".join([kind, *blocks[kind]()]) for kind in KINDS if what in (None, kind))
 
 
@@ -65,6 +70,11 @@ def _suites() -> Iterator[str]:
         yield f"  {name:<12} {cls.summary}; {'can run here' if missing is None else 'cannot run here: ' + missing}"
         yield f"      gold={cls.gold}  " + "  ".join(f"{k}={v}" for k, v in vars(cls.defaults).items())
     yield from _broken(suites.broken)
+
+
+def _presets() -> Iterator[str]:
+    for name in presets.names():
+        yield f"  {name:<12} {presets.text(name).splitlines()[0].removeprefix('# ')} [`list presets` shows it]"
 
 
 def _first_line(cls: type) -> str:

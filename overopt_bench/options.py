@@ -76,7 +76,7 @@ Config = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [cuda where there is one]")]
-What = Annotated[str | None, typer.Argument(help="algorithms, rewards or suites; all where left out.")]
+What = Annotated[str | None, typer.Argument(help="algorithms, rewards, suites or presets; all where left out.")]
 Results = Annotated[Words, typer.Argument(help="Run folders or folders of runs. [results]")]
 ReportOut = Annotated[Path, typer.Option(help="Folder of the report.")]
 EvalRewards = Annotated[

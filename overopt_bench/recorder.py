@@ -76,7 +76,7 @@ class Recorder:
     def _open(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         path = self.folder / "config.json"
         if path.exists():
-            self._compare(path, config)
+            self._compare(path, config, provenance)
         else:
             content = {"schema": SCHEMA, "config": config.model_dump(mode="json"), "config_hash": config.config_hash()}
             self._write_json(path, {**content, "provenance": dict(provenance)})
@@ -84,13 +84,14 @@ class Recorder:
             (self.folder / name).mkdir(exist_ok=True)
         self._metrics = open(self.folder / "metrics.jsonl", "ab")
 
-    def _compare(self, path: Path, config: RunConfig) -> None:
+    def _compare(self, path: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         try:
             found = json.loads(path.read_text())
             old = dict(found["config"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
         if found.get("config_hash") == config.config_hash():
+            self._compare_weights(found.get("provenance", {}), provenance)
             return
         new = config.model_dump(mode="json")
         flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))
@@ -101,6 +102,15 @@ class Recorder:
         raise UserError(
             f"{self.folder} was made by another configuration ({'; '.join(changed)}); use another --tag or --out"
         )
+
+    def _compare_weights(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """The same settings with other weights would be another experiment."""
+        for kind in ("weights", "rewards"):
+            before, now = old.get(kind, {}), new.get(kind, {})
+            if other := [name for name in before if name in now and before[name] != now[name]]:
+                raise UserError(
+                    f"{self.folder} was made with other weights of {', '.join(other)}; use another --tag or --out"
+                )
 
     def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         with self._disk(), atomic(path) as temporary:

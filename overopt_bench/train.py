@@ -7,27 +7,24 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 import torch
 
-from overopt_bench.budget import Budget, Metered
+from overopt_bench.assembly import assemble
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import RunError, UserError
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.plugins import Plugin
-from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.progress import Progress
 from overopt_bench.provenance import provenance, resume_command
 from overopt_bench.recorder import open_recorder
-from overopt_bench.registry import algorithms, get_reward, get_suite, rewards
+from overopt_bench.registry import get_reward, get_suite, rewards
 from overopt_bench.runtime import Runtime
-from overopt_bench.seeding import Generators
 from overopt_bench.trackers import Tracker
-from overopt_bench.types import Algorithm, TrainContext
+from overopt_bench.types import Algorithm
 from overopt_bench.world import join_world
 
 CALIBRATION_IMAGES = 128
@@ -83,21 +80,6 @@ class _Stop:
                 signal.signal(number, handler)
 
 
-def draw_prompts(prompts: Sequence[str], generator: torch.Generator, n: int, per_prompt: int) -> list[str]:
-    """n prompts in groups of ``per_prompt`` equal ones; groups differ until every prompt was used once.
-
-    With ``per_prompt`` 1 the draw is i.i.d. with replacement, as in DDPO.
-    """
-    if n % per_prompt:
-        raise ValueError(f"{n} prompts cannot be groups of {per_prompt}")
-    if per_prompt == 1:
-        return [prompts[int(k)] for k in torch.randint(len(prompts), (n,), generator=generator)]
-    groups: list[int] = []
-    while len(groups) < n // per_prompt:
-        groups += torch.randperm(len(prompts), generator=generator).tolist()
-    return [prompts[k] for k in groups[: n // per_prompt] for _ in range(per_prompt)]
-
-
 class _Session:
     """One process's work on one run."""
 
@@ -107,36 +89,21 @@ class _Session:
         self.config, self.stop = config, _Stop()
         self.command = resume_command(config, out, runtime, plugins)
         self.world = join_world(runtime.device)
-        runtime = replace(runtime, device=str(self.world.device))
         suite = get_suite(config.suite, runtime.weights, config.model)
         everything = rewards.names(suite.family()) if suite.all_rewards else []
         self.rewards = {
             name: get_reward(name, suite) for name in dict.fromkeys([config.proxy, *config.gold, *everything])
         }
-        proxy = self.rewards[config.proxy]
-        own_encoder = proxy.feature_dim is not None
-        self.policy = DiffusionPolicy(
-            suite.pipeline(), num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-            lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
-            runtime=runtime, world=self.world,
-        )  # fmt: skip
+        parts = assemble(config, suite, self.rewards, runtime, self.world)
+        self.policy, self.budget, self.generators = parts.policy, parts.budget, parts.generators
+        self.algorithm: Algorithm = parts.algorithm
+        self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
         # only now, when nothing that a user gave can be wrong any more, something is written
-        origin = provenance(config, suite, self.rewards, own_encoder, plugins, runtime, self.world.size)
+        origin = provenance(
+            config, suite, self.rewards, parts.own_encoder, plugins, parts.runtime, processes=self.world.size
+        )
         self.recorder = open_recorder(config.folder(out), config, origin, self.world)
         self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
-        self.budget = Budget(config.budget_unit, config.budget, lambda: self.policy.nfe)
-        self.generators = Generators(config.seed)
-        self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
-        train_prompts, generators = config.training_prompts(suite), self.generators
-        context = TrainContext(
-            policy=self.policy, proxy=Metered(proxy, self.budget, self.world),
-            encoder=proxy.features if own_encoder else suite.clip_features,
-            feature_dim=(proxy.feature_dim if own_encoder else None) or suite.clip_dim,
-            prompts=train_prompts, draw_prompts=lambda n, per_prompt: draw_prompts(train_prompts, generators["prompts"], n, per_prompt),
-            generators=generators, budget_left=self.budget.queries_left, micro_batch=self.policy.micro_batch,
-        )  # fmt: skip
-        cls = algorithms.get(config.algo)
-        self.algorithm: Algorithm = cls(context, cls.Params(**config.params))
         self.round, self.point = 0, 0
 
     def run(self) -> None:
@@ -159,6 +126,13 @@ class _Session:
                 self.recorder.status("failed", self.budget.queries, str(error))
                 raise RunError(
                     f"{error}; stopped at {self.budget.queries} queries, the last good checkpoint is kept in {self.recorder.folder}"
+                ) from None
+            except torch.cuda.OutOfMemoryError:
+                self.recorder.status("failed", self.budget.queries, "out of GPU memory")
+                raise RunError(
+                    f"out of GPU memory with micro-batches of {self.policy.micro_batch} and, in training,"
+                    f" {self.algorithm.ctx.micro_batch}; run the same command with a smaller --micro-batch, which changes no"
+                    " result and goes on from the last checkpoint"
                 ) from None
             except UserError:  # the disk is full, so the status cannot be written either
                 raise
@@ -185,7 +159,9 @@ class _Session:
         for reward in asking:
             facts = reward.calibrate(images, prompts)
             if new:
-                self.recorder.write("calibration", {**self._where(), "reward": reward.name, "images": len(images), **facts})
+                self.recorder.write(
+                    "calibration", {**self._where(), "reward": reward.name, "images": len(images), **facts}
+                )
 
     def _loop(self) -> None:
         saved = time.monotonic()

@@ -27,6 +27,8 @@ from overopt_bench.world import World
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from overopt_bench.costs import Architecture
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -308,6 +310,10 @@ class Suite(ABC):
     def repos(self) -> list[Repo]:
         """The Hub repositories that its base model and ``clip_features`` are read from."""
         return []
+
+    def architecture(self) -> Architecture | None:
+        """The configs of its U-Net and VAE, to say what a run costs; None where nobody needs to know."""
+        return None
 
     @classmethod
     def takes_model(cls) -> bool:

@@ -10,14 +10,10 @@ from typing import Any
 
 import torch
 
-from overopt_bench.budget import Budget, Metered
+from overopt_bench.assembly import assemble
 from overopt_bench.config import resolve
-from overopt_bench.policy import DiffusionPolicy
-from overopt_bench.registry import algorithms, get_reward, get_suite
+from overopt_bench.registry import get_reward, get_suite
 from overopt_bench.runtime import Runtime
-from overopt_bench.seeding import Generators
-from overopt_bench.train import draw_prompts
-from overopt_bench.types import TrainContext
 from overopt_bench.world import World, join_world
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -30,18 +26,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def one_step(algo: str, world: World) -> dict[str, Any]:
     suite, proxy = get_suite("mini"), get_reward("aesthetic", get_suite("mini"))
     config = resolve({"algo": algo, "proxy": "aesthetic", "suite": "mini", "params": SETTINGS[algo]})
-    policy = DiffusionPolicy(
-        suite.pipeline(), num_steps=3, guidance_scale=2.0, eta=1.0, lora_rank=2, lora_alpha=2, seed=0,
-        runtime=Runtime(micro_batch=3), world=world,
-    )  # fmt: skip
-    generators, budget = Generators(0), Budget("queries", 10**6, lambda: policy.nfe)
-    prompts = suite.prompts["train"][:2]
-    context = TrainContext(
-        policy, Metered(proxy, budget, world), proxy.features, int(proxy.feature_dim or 0), prompts,
-        lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators, budget.queries_left, 3,
-    )  # fmt: skip
-    cls = algorithms.get(algo)
-    algorithm: Any = cls(context, cls.Params(**config.params))
+    config = config.model_copy(update={"num_steps": 3, "guidance_scale": 2.0, "lora_rank": 2, "lora_alpha": 2})
+    parts = assemble(config, suite, {"aesthetic": proxy}, Runtime(micro_batch=3), world)
+    policy, budget = parts.policy, parts.budget
+    algorithm: Any = parts.algorithm
     optimizer = algorithm.optimizer if algo == "alignprop" else algorithm.updater.optimizer
     gradients: list[torch.Tensor] = []
 

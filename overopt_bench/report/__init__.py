@@ -51,7 +51,7 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
 
     def draw(title: str, name: str, figure: Any) -> None:
         if figure is not None:
-            drawn.append((title, figures.save(figure, out / "figures", name)))
+            drawn.append((title, figures.save(figure, out / "figures", name.replace(":", "-"))))
 
     draw("Proxy and gold against queries", "proxy_and_gold_against_queries", figures.proxy_and_gold(group))
     draw("Gold against proxy", "gold_against_proxy", figures.gold_against_proxy(group))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from overopt_bench.errors import UserError
+from overopt_bench.registry import suites
 from overopt_bench.stats import Array
 
 NOT_COMPARED = {"algo", "params", "seed", "gold", "proxy"}  # everything else must be equal within a figure
@@ -83,9 +84,11 @@ class Group:
 
     @property
     def gold(self) -> str:
-        """The gold reward that verdicts speak of: the one that all runs recorded, the suite's own first."""
+        """The gold reward that verdicts speak of: recorded by all runs, trained on by none, the suite's own first."""
         shared = set.intersection(*({*run.config["gold"]} for run in self.runs))
-        return "human" if "human" in shared else sorted(shared)[0]
+        unseen = shared - {*self.proxies()} or shared
+        suite = suites.classes().get((None, str(self.settings["suite"])))
+        return suite.gold if suite is not None and suite.gold in unseen else sorted(unseen)[0]
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from overopt_bench.costs import ARCHITECTURES, Architecture
 from overopt_bench.errors import UserError
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
@@ -54,6 +55,7 @@ class StableDiffusionSuite(Suite):
     gold = "imagereward"
     defaults = PUBLISHED
     repo: ClassVar[Repo | None] = None
+    kind: ClassVar[str] = "sd1"
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         super().__init__(weights, model)
@@ -104,6 +106,9 @@ class StableDiffusionSuite(Suite):
                 )  # fmt: skip
             except (OSError, ValueError, RuntimeError, KeyError) as error:
                 raise UserError(f"{self.folder} does not load as a {kind}: {error}") from None
+
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.kind]
 
     @cached_property
     def clip(self) -> Any:
@@ -189,6 +194,7 @@ class SDXL(StableDiffusionSuite):
     name = "sdxl"
     summary = "Stable Diffusion XL 1.0 at 1024 x 1024 with the published rewards"
     image_size = 1024
+    kind = "sdxl"
     repo = Repo(
         "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", "CreativeML OpenRAIL++-M",
         XL_FILES,
@@ -234,8 +240,13 @@ class AnyStableDiffusion(StableDiffusionSuite):
         pipeline_kind(path)
         return path
 
+    def architecture(self) -> Architecture:
+        """Its own, but for the text encoders, whose size is little beside the rest."""
+        unet, vae = (json.loads((self.folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        return Architecture(unet, vae, 0)
+
     @cached_property
     def image_size(self) -> int:  # type: ignore[override]
         """What the pipeline draws: its U-Net's size times the VAE's factor."""
-        unet, vae = (json.loads((self.folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+        configs = self.architecture()
+        return int(configs.unet["sample_size"] * 2 ** (len(configs.vae["block_out_channels"]) - 1))

@@ -1,0 +1,85 @@
+"""A configured run put together: policy, budget, generators and algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from overopt_bench import memory
+from overopt_bench.budget import Budget, Metered
+from overopt_bench.config import RunConfig
+from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.registry import algorithms
+from overopt_bench.runtime import Runtime
+from overopt_bench.seeding import Generators
+from overopt_bench.types import Algorithm, Reward, Suite, TrainContext
+from overopt_bench.world import World
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """``runtime`` with its device and micro-batch settled; ``own_encoder``: critics see the proxy's features."""
+
+    runtime: Runtime
+    policy: DiffusionPolicy
+    budget: Budget
+    generators: Generators
+    algorithm: Algorithm
+    own_encoder: bool
+
+
+def assemble(
+    config: RunConfig, suite: Suite, rewards: Mapping[str, Reward], runtime: Runtime, world: World
+) -> Assembly:
+    """Load the base model and build what trains it; writes nothing.
+
+    Args:
+        rewards: loaded, the proxy among them; all that will be on the device count where micro-batches are chosen.
+
+    Raises:
+        UserError: for a pipeline that cannot be trained, or a GPU too small for it.
+    """
+    cls: Any = algorithms.get(config.algo)
+    pipeline = suite.pipeline()
+    runtime = replace(runtime, device=str(world.device))
+    sampling = training = runtime.micro_batch
+    if sampling is None or training is None:
+        sampling, training = memory.choose(
+            pipeline, config.precision, rewards.values(), config.guidance_scale != 1, cls, config.params, runtime.device
+        )
+    policy = DiffusionPolicy(
+        pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
+        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
+        runtime=replace(runtime, micro_batch=sampling), world=world,
+    )  # fmt: skip
+    budget = Budget(config.budget_unit, config.budget, lambda: policy.nfe)
+    generators, prompts = Generators(config.seed), config.training_prompts(suite)
+    proxy = rewards[config.proxy]
+    own_encoder = proxy.feature_dim is not None
+    context = TrainContext(
+        policy=policy, proxy=Metered(proxy, budget, world),
+        encoder=proxy.features if own_encoder else suite.clip_features,
+        feature_dim=proxy.feature_dim or suite.clip_dim, prompts=prompts,
+        draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
+        budget_left=budget.queries_left, micro_batch=training,
+    )  # fmt: skip
+    algorithm = cls(context, cls.Params(**config.params))
+    return Assembly(replace(runtime, micro_batch=training), policy, budget, generators, algorithm, own_encoder)
+
+
+def draw_prompts(prompts: Sequence[str], generator: torch.Generator, n: int, per_prompt: int) -> list[str]:
+    """n prompts in groups of ``per_prompt`` equal ones; groups differ until every prompt was used once.
+
+    With ``per_prompt`` 1 the draw is i.i.d. with replacement, as in DDPO.
+    """
+    if n % per_prompt:
+        raise ValueError(f"{n} prompts cannot be groups of {per_prompt}")
+    if per_prompt == 1:
+        return [prompts[int(k)] for k in torch.randint(len(prompts), (n,), generator=generator)]
+    groups: list[int] = []
+    while len(groups) < n // per_prompt:
+        groups += torch.randperm(len(prompts), generator=generator).tolist()
+    return [prompts[k] for k in groups[: n // per_prompt] for _ in range(per_prompt)]

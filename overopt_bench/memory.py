@@ -1,0 +1,103 @@
+"""Micro-batches that fit a GPU. They change memory and speed; the experiment is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from overopt_bench.costs import Costs, costs
+from overopt_bench.errors import UserError
+from overopt_bench.policy import MICRO_BATCH, PRECISIONS
+from overopt_bench.types import Reward
+
+HEADROOM = 0.15  # of a card: CUDA's context, the workspaces of kernels, fragmentation
+REWARD_GRAPH = 0.61e9  # bytes a differentiable image costs in CLIP ViT-H/14, the largest of the rewards
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes: ``held`` whatever is computed, and ``sampling`` and ``training`` for each sample of a pass."""
+
+    held: float
+    sampling: float
+    training: float
+
+    @property
+    def least(self) -> float:
+        """What a card must have to train with micro-batches of one."""
+        return (self.held + max(self.sampling, self.training)) / (1 - HEADROOM)
+
+    def fitting(self, total: float, each: float) -> int:
+        """The largest micro-batch of passes that take ``each`` on a card of ``total`` bytes; 0 where none fits."""
+        return max(0, min(MICRO_BATCH, int(((1 - HEADROOM) * total - self.held) / each)))
+
+
+def needs(
+    cost: Costs, guided: bool, reward_bytes: float, *, backpropagates: bool, checkpoint: bool
+) -> Needs:  # fmt: skip
+    """Of one algorithm.
+
+    Args:
+        reward_bytes: weights of all rewards on the card. backpropagates: through sampler, decoder and reward, as
+            AlignProp; otherwise single transitions have a graph. checkpoint: the algorithm's parameter.
+    """
+    width = 2 if guided else 1
+    sampling = max(width * cost.sample_bytes, cost.decode_sample_bytes)
+    unet = width * (cost.train_bytes_checkpointed if checkpoint else cost.train_peak_bytes)
+    decode = (cost.decode_bytes_checkpointed if checkpoint else cost.decode_peak_bytes) + REWARD_GRAPH
+    return Needs(cost.weight_bytes + reward_bytes, sampling, max(unet, decode) if backpropagates else unet)
+
+
+def pipeline_costs(pipeline: Any, precision: str) -> Costs:
+    """Of a loaded pipeline's U-Net and VAE."""
+    encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+    text = sum(p.numel() for encoder in encoders if encoder is not None for p in encoder.parameters())
+    return costs(dict(pipeline.unet.config), dict(pipeline.vae.config), PRECISIONS[precision], text)
+
+
+def choose(
+    pipeline: Any, precision: str, rewards: Iterable[Reward], guided: bool, algo: Any, params: Mapping[str, Any], device: str
+) -> tuple[int, int]:  # fmt: skip
+    """Micro-batches for sampling and for training on this device, largest first that fit.
+
+    Raises:
+        UserError: where the GPU cannot hold even one sample.
+    """
+    if torch.device(device).type != "cuda":
+        return MICRO_BATCH, MICRO_BATCH
+    total = torch.cuda.get_device_properties(device).total_memory
+    return fit(
+        needs(
+            pipeline_costs(pipeline, precision), guided, weight_bytes(rewards), backpropagates=algo.needs_gradient,
+            checkpoint=bool(params.get("checkpoint")),
+        ),
+        total, algo.name,
+    )  # fmt: skip
+
+
+def fit(need: Needs, total: float, algo: str) -> tuple[int, int]:
+    """Micro-batches for sampling and for training on a card of ``total`` bytes.
+
+    Raises:
+        UserError: where even one sample is too much.
+    """
+    sampling, training = need.fitting(total, need.sampling), need.fitting(total, need.training)
+    if not (sampling and training):
+        raise UserError(
+            f"{algo} needs about {need.least / 1e9:.0f} GB of GPU memory at the least and the card has {total / 1e9:.0f} GB;"
+            " --set checkpoint=true takes less, so do --precision bfloat16 and fewer golds; --micro-batch 1 tries all the same"
+        )
+    return sampling, training
+
+
+def weight_bytes(rewards: Iterable[Reward]) -> float:
+    """Of the networks that rewards hold, those that several share counted once."""
+    seen: dict[int, int] = {}
+    for reward in rewards:
+        for member in getattr(reward, "loaded", [reward]):
+            for p in getattr(member, "model", torch.nn.Module()).parameters():
+                seen[p.data_ptr()] = p.numel() * p.element_size()
+    return sum(seen.values())

@@ -1,0 +1,79 @@
+"""Micro-batches by the card: what is chosen fits, one more would not, and a card that is too small is named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from overopt_bench.costs import ARCHITECTURES, Costs, costs
+from overopt_bench.errors import UserError
+from overopt_bench.memory import HEADROOM, Needs, choose, fit, needs, weight_bytes
+from overopt_bench.policy import MICRO_BATCH
+from overopt_bench.presets import read_presets
+from overopt_bench.registry import get_reward, get_suite
+
+REWARDS = 8e9  # bytes on the card, more than any two of the published rewards
+
+
+@pytest.fixture(scope="module")
+def sd1() -> Costs:
+    unet, vae, text = ARCHITECTURES["sd1"]
+    return costs(unet, vae, torch.float16, text)
+
+
+def test_the_largest_that_fits_is_chosen() -> None:
+    need = Needs(held=10e9, sampling=0.5e9, training=2e9)
+    assert fit(need, 40e9, "ddpo") == (48, 12)  # (0.85 x 40 - 10) / 0.5 and / 2
+    assert fit(need, 1000e9, "ddpo") == (MICRO_BATCH, MICRO_BATCH)
+    assert need.least == pytest.approx(12e9 / (1 - HEADROOM))
+    assert fit(need, need.least + 1e6, "ddpo")[1] == 1
+
+
+def test_a_card_that_is_too_small_is_named_with_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"alignprop needs about 14 GB .* the card has 8 GB; --set checkpoint=true"):
+        fit(Needs(held=10e9, sampling=0.5e9, training=2e9), 8e9, "alignprop")
+
+
+@pytest.mark.parametrize("gigabytes", [24, 40, 80])
+def test_the_presets_fit_their_cards(gigabytes: int, sd1: Costs) -> None:
+    preset = read_presets([f"gpu-{gigabytes}gb"])
+    for algo, params in preset["algorithms"].items():
+        need = needs(sd1, True, REWARDS, backpropagates=algo == "alignprop", checkpoint=params["checkpoint"])
+        sampling, training = fit(need, gigabytes * 1e9, algo)
+        assert preset["micro_batch"] <= sampling, algo
+        assert training / 2 < params.get("micro_batch", preset["micro_batch"]) <= training, algo
+
+
+@pytest.mark.parametrize("gigabytes", [24, 40, 80])
+def test_the_presets_change_no_experiment(gigabytes: int) -> None:
+    from overopt_bench.config import resolve
+
+    preset = read_presets([f"gpu-{gigabytes}gb"])
+    assert preset.keys() == {"micro_batch", "algorithms"}
+    for algo, params in preset["algorithms"].items():
+        given = {"algo": algo, "proxy": "aesthetic", "suite": "sd14"}
+        assert resolve({**given, "params": params}).config_hash() == resolve(given).config_hash()
+
+
+def test_checkpoints_and_precision_take_less(sd1: Costs) -> None:
+    plain = needs(sd1, True, 0, backpropagates=False, checkpoint=False)
+    assert needs(sd1, True, 0, backpropagates=False, checkpoint=True).training < plain.training / 3
+    assert needs(sd1, False, 0, backpropagates=False, checkpoint=False).training == plain.training / 2
+    unet, vae, text = ARCHITECTURES["sd1"]
+    full = needs(costs(unet, vae, torch.float32, text), True, 0, backpropagates=False, checkpoint=False)
+    assert full.held == 2 * plain.held and full.training > 1.3 * plain.training
+
+
+def test_weights_of_shared_networks_count_once() -> None:
+    suite = get_suite("mini")
+    one, two = get_reward("imagereward", suite), get_reward("pickscore", suite)
+    alone = [weight_bytes([reward]) for reward in (one, two)]
+    assert min(alone) > 0 and weight_bytes([one, two, one]) == sum(alone)
+
+
+def test_a_cpu_takes_the_default() -> None:
+    nothing: Any = SimpleNamespace()
+    assert choose(nothing, "float32", [], True, nothing, {}, "cpu") == (MICRO_BATCH, MICRO_BATCH)
