@@ -8,6 +8,7 @@ EXIF rotation and transparency are settled before these functions: they take RGB
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def resize_and_crop(picture: Image.Image, side: int, crop: str = "hub") -> Image
 
 def clip_pixels(pictures: Sequence[Image.Image], side: int, crop: str = "hub") -> Tensor:
     """The official input ``[B, 3, side, side]`` of CLIP, PickScore, the aesthetic predictor and ImageReward."""
-    return normalise(to_tensor([resize_and_crop(p, side, crop) for p in pictures]))
+    with ThreadPoolExecutor() as threads:  # Pillow lets go of the interpreter while it resizes
+        return normalise(to_tensor(list(threads.map(lambda p: resize_and_crop(p, side, crop), pictures))))
 
 
 def letterbox(images: Tensor, side: int, antialias: bool = True) -> Tensor:
