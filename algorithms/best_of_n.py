@@ -60,35 +60,31 @@ class BestOfN(Algorithm):
     summary = "no training: the proxy's favourite of n base samples, unbiased estimate, KL = log n - (n-1)/n"
     Params = BestOfNParams
     trains = False
+    selects = True
 
     def __init__(self, ctx: Any, params: BestOfNParams) -> None:
         super().__init__(ctx, params)
-        self.prompts: list[str] = []
-        self.images = torch.empty((0, 3, 1, 1), dtype=torch.uint8)
-        self.proxy = torch.empty(0)
+        self.drawn = 0
+        self.found: Candidates | None = None
 
     @torch.no_grad()
     def step(self) -> dict[str, float]:
         n = min(self.params.samples_per_round, self.ctx.budget_left())
-        prompts = [self._next_prompt(k) for k in range(len(self.prompts), len(self.prompts) + n)]
+        # round robin, so that all prompts have pools of nearly the same size
+        prompts = tuple(self.ctx.prompts[k % len(self.ctx.prompts)] for k in range(self.drawn, self.drawn + n))
         images = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"]).images  # [n, 3, H, W]
         scores = self.ctx.proxy(images, prompts).cpu()  # [n]
+        self.drawn += n
+        pool = self.drawn // len(self.ctx.prompts)  # of the prompt with the smallest
         pixels = (images * 255).round().to(torch.uint8).cpu()
-        self.images = pixels if not self.prompts else torch.cat([self.images, pixels])
-        self.prompts += prompts
-        self.proxy = torch.cat([self.proxy, scores])
+        self.found = Candidates(prompts, pixels, scores, max(1, pool // self.params.selected_per_prompt))
         return {"proxy/mean": scores.mean().item(), "proxy/std": scores.std(unbiased=False).item()}
 
-    def _next_prompt(self, k: int) -> str:
-        """Round robin, so that all prompts have pools of nearly the same size."""
-        return self.ctx.prompts[k % len(self.ctx.prompts)]
-
-    def candidates(self) -> Candidates:
-        pool = len(self.prompts) // len(self.ctx.prompts)  # of the prompt with the smallest
-        return Candidates(tuple(self.prompts), self.images, self.proxy, max(1, pool // self.params.selected_per_prompt))
+    def candidates(self) -> Candidates | None:
+        return self.found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"prompts": self.prompts, "images": self.images, "proxy": self.proxy}
+        return {"drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.prompts, self.images, self.proxy = list(state["prompts"]), state["images"], state["proxy"]
+        self.drawn = state["drawn"]

@@ -191,7 +191,9 @@ def _check_split(suite: type[Suite], split: str) -> None:
 
 def warnings(config: RunConfig) -> list[str]:
     """What is allowed but probably not meant, one line each."""
-    by_itself = len(config.gold) > 1 and config.proxy == suites.get(config.suite).gold  # nobody asked, and others are there
+    by_itself = (
+        len(config.gold) > 1 and config.proxy == suites.get(config.suite).gold
+    )  # nobody asked, and others are there
     if config.proxy in config.gold and not by_itself:
         return [f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization"]
     return []

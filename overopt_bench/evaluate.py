@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from overopt_bench.types import Candidates, Reward, Suite
 
 IMAGES_PER_PROMPT = 4  # pairs within a prompt give the diversity
 COLUMNS = 16
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,24 @@ def summary(key: str, values: Tensor) -> dict[str, float]:
     return {f"{key}/mean": values.mean().item(), f"{key}/stderr": spread, f"{key}/count": len(values)}
 
 
+@dataclass
+class Pool:
+    """What is known of the base samples that a method without training has drawn: prompts, proxy and all scores ``[N]``."""
+
+    prompts: list[str] = field(default_factory=list)
+    proxy: Tensor = field(default_factory=lambda: torch.empty(0))
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    n: int = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, to go on from."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        vars(self).update(state)
+
+
 class Evaluator:
     """Evaluates policies of one run, always on the same prompts and noise.
 
@@ -81,7 +98,7 @@ class Evaluator:
         splits += [(s, p, config.eval_images // 2) for s, p in suite.prompts.items() if s.startswith("heldout")]
         self.splits = [make_split(name, prompts, n, config.eval_seed, shape) for name, prompts, n in splits if n]
         self.with_kl = {split.name for split in self.splits[:2]}
-        self._pool_scores: dict[str, Tensor] = {}
+        self.pool = Pool()
 
     def base_samples(self, count: int) -> tuple[Tensor, tuple[str, ...]]:
         """``count`` images of the base model ``[count, 3, H, W]`` over all training prompts, and their prompts.
@@ -134,17 +151,26 @@ class Evaluator:
         return row, details, torch.cat(pictures)
 
     @torch.no_grad()
-    def best_of_n(self, pool: Candidates) -> dict[str, Any]:
+    def add_to_pool(self, found: Candidates) -> None:
+        """Ask all rewards about base samples that a method without training just scored; the images are not kept."""
+        images = found.images.to(self.policy.device).float() / 255
+        for name, reward in self.rewards.items():
+            new = shared_scores(reward, images, found.prompts, self.policy.world).cpu()
+            self.pool.scores[name] = torch.cat([self.pool.scores.get(name, torch.empty(0)), new])
+        self.pool.proxy = torch.cat([self.pool.proxy, found.proxy])
+        self.pool.prompts += found.prompts
+        self.pool.n = found.n
+
+    def best_of_n(self) -> dict[str, Any]:
         """The "eval" row of selection by the proxy among n base samples of each training prompt.
 
         The estimate is unbiased over all subsets of n samples of each prompt's pool (see ``best_of_n_weights``);
         its KL to the base is log n - (n-1)/n.
         """
+        pool, n = self.pool, self.pool.n
         groups = [[k for k, p in enumerate(pool.prompts) if p == prompt] for prompt in dict.fromkeys(pool.prompts)]
-        n = pool.n
         row: dict[str, Any] = {"n": n}
-        for name, reward in self.rewards.items():
-            scores = self._score_pool(name, reward, pool)
+        for name, scores in pool.scores.items():
             estimates = []
             for group in groups:
                 order = pool.proxy[group].sort().indices
@@ -158,13 +184,3 @@ class Evaluator:
             "train/path_kl/count": len(groups),
             "train/sqrt_kl": kl**0.5,
         }
-
-    def _score_pool(self, name: str, reward: Reward, pool: Candidates) -> Tensor:
-        """Scores ``[N]`` of the pool. Whole batches are scored once; they begin at the same images after a resume."""
-        known = self._pool_scores.get(name, torch.empty(0))
-        for k in range(len(known), len(pool.prompts), BATCH):
-            part = slice(k, k + BATCH)
-            images = pool.images[part].to(self.policy.device).float() / 255
-            known = torch.cat([known, reward(images, pool.prompts[part]).cpu()])
-        self._pool_scores[name] = known[: len(known) // BATCH * BATCH]
-        return known

@@ -213,20 +213,21 @@ class _Session:
         self.progress.trained(metrics)
 
     def _select(self) -> None:
-        """A round of a method without training; ``base`` does nothing, so its budget is spent at once."""
-        if self.algorithm.candidates() is None:
+        """A round of a method without training. One that spends nothing (``base``) stands at the budget's end at once."""
+        if not self.algorithm.selects:
             self.budget.forfeit()
             return
         self._step()
+        if (found := self.algorithm.candidates()) is not None:
+            self.evaluator.add_to_pool(found)
 
     def _where(self) -> dict[str, Any]:
         return {"queries": self.budget.queries, "nfe": self.budget.nfe, "seconds": round(self.budget.seconds, 3)}
 
     def _evaluate(self) -> None:
         self.world.check_equal(self.policy.trainable())
-        pool = self.algorithm.candidates()
-        if pool is not None and len(pool.prompts):
-            row = self.evaluator.best_of_n(pool)
+        if self.evaluator.pool.prompts:
+            row = self.evaluator.best_of_n()
         else:
             row, details, images = self.evaluator()
             name = self.recorder.image(self.budget.queries, images, details[0]["columns"])
@@ -242,7 +243,8 @@ class _Session:
     def _save(self) -> None:
         state = {
             "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(), "budget": self.budget.state_dict(),
-            "generators": self.generators.state_dict(), "round": self.round, "point": self.point,
+            "generators": self.generators.state_dict(), "pool": self.evaluator.pool.state_dict(),
+            "round": self.round, "point": self.point,
         }  # fmt: skip
         self.recorder.checkpoint(self.budget.queries, state)
         self._save_adapter()
@@ -255,5 +257,6 @@ class _Session:
         self.policy.load_state_dict(state["policy"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.budget.load_state_dict(state["budget"])
+        self.evaluator.pool.load_state_dict(state["pool"])
         self.round, self.point = state["round"], state["point"]
         self.generators.load_state_dict(state["generators"])

@@ -210,7 +210,7 @@ class TrainContext:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scored base samples of a training-free method: images ``[N, 3, H, W]`` uint8, proxy ``[N]``, selected among ``n``."""
+    """A round of scored base samples: images ``[N, 3, H, W]`` uint8, proxy ``[N]``; n of the whole pool so far."""
 
     prompts: tuple[str, ...]
     images: Tensor
@@ -230,6 +230,7 @@ class Algorithm(ABC):
     Params: ClassVar[type[AlgorithmParams]]
     needs_gradient: ClassVar[bool] = False
     trains: ClassVar[bool] = True  # False: the policy stays the base model
+    selects: ClassVar[bool] = False  # True, where it does not train: it picks among base samples
 
     def __init__(self, ctx: TrainContext, params: Any) -> None:
         self.ctx = ctx
@@ -244,7 +245,7 @@ class Algorithm(ABC):
         return []
 
     def candidates(self) -> Candidates | None:
-        """Base samples scored so far, for methods that select instead of training."""
+        """The last round's base samples, for methods that select instead of training."""
         return None
 
     @abstractmethod

@@ -7,10 +7,12 @@ what ``hf download REPO --local-dir FOLDER/NAME`` leaves. Nothing is unpickled b
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -122,8 +124,8 @@ def digest(path: Path) -> str:
     return _digest(path, facts.st_size, facts.st_mtime_ns)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Tensors of a ``.safetensors`` or torch file, on the CPU, unpickling nothing but tensors.
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` or torch file (there also under ``state_dict``), on the CPU, unpickling nothing else.
 
     Raises:
         UserError: where it does not load.
@@ -136,9 +138,37 @@ def read_state(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise almost anything
         raise UserError(f"{path} cannot be read as weights ({type(error).__name__}); fetch it again") from None
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
+    if strange := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{path} is no state dict: {strange[0]!r} is no tensor")
     return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration beside weights.
+
+    Raises:
+        UserError: where it does not parse to a mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no mapping; fetch it again")
+    return content
+
+
+@contextmanager
+def refusing(path: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong in building a network from a file's sizes becomes a ``UserError``: the file is not ``what``."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is not {what}: {reason}") from None
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Suite
-from overopt_bench.weights import Repo, digest, load_strictly, read_state
+from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
     from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
@@ -41,8 +41,9 @@ def load_clip(folder: Path) -> Any:
     """
     from transformers import CLIPConfig, CLIPModel
 
-    clip = CLIPModel(CLIPConfig.from_pretrained(folder))
-    path = folder / "model.safetensors"
+    config, path = read_json(folder / "config.json"), folder / "model.safetensors"
+    with refusing(folder / "config.json", "CLIP's configuration"):
+        clip = CLIPModel(CLIPConfig(**config))
     # files of 2022 also hold two buffers of consecutive integers, which later versions make themselves
     load_strictly(clip, {k: v.float() for k, v in read_state(path).items() if not k.endswith("position_ids")}, path)
     return clip.eval().requires_grad_(False)
@@ -73,7 +74,7 @@ class ClipReward(PublishedReward):
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Ids ``[B, L]``, L at most 77; a long prompt is cut and keeps its end token."""
         limit = int(self.clip.config.text_config.max_position_embeddings)
-        whole = self.tokenizer(list(prompts)).input_ids
+        whole = self.tokenizer(list(prompts), verbose=False).input_ids  # its own warning speaks of errors to come
         self.warn_cut(prompts, [len(ids) > limit for ids in whole], limit)
         ids = self.tokenizer(
             list(prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt"

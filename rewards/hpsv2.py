@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +16,7 @@ from overopt_bench.registry import register_reward
 from overopt_bench.rewards.preprocessing import letterbox, to_tensor
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Suite
-from overopt_bench.weights import Repo, digest, load_strictly, read_state
+from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
     from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
@@ -38,7 +37,10 @@ def architecture(folder: Path) -> dict[str, Any]:
     import open_clip
 
     own = folder / "open_clip_config.json"
-    return dict(json.loads(own.read_text())["model_cfg"] if own.exists() else open_clip.get_model_config("ViT-H-14"))
+    if not own.exists():
+        return dict(open_clip.get_model_config("ViT-H-14"))
+    with refusing(own, "open_clip's configuration"):
+        return dict(read_json(own)["model_cfg"])
 
 
 @register_reward(suite="sd")
@@ -46,7 +48,8 @@ class HPSv2(PublishedReward):
     """HPS v2: the cosine of image and prompt under a fine-tuned CLIP ViT-H/14, near 0.27 (tables show it times 100).
 
     Its own transform letterboxes: the longer side becomes 224 and black is added; bicubic on floats, antialiased as an
-    installation of today does (v2's published numbers probably without). It is differentiable, so both ways in are one.
+    installation of today does (v2's published numbers probably without). It is differentiable itself: the
+    two ways in differ by the rounding to 8 bits alone.
     """
 
     name = "hpsv2"
@@ -68,9 +71,9 @@ class HPSv2(PublishedReward):
         (file,) = repo.files
         path = world.weights.path(repo, file)
         config = architecture(path.parent)
-        model = CLIP(**config)
-        state = read_state(path)
-        load_strictly(model, {k: v.float() for k, v in state.get("state_dict", state).items()}, path)
+        with refusing(path.parent, "open_clip's configuration"):
+            model = CLIP(**config)
+        load_strictly(model, {k: v.float() for k, v in read_state(path).items()}, path)
         return cls(model, SimpleTokenizer(context_length=config["text_cfg"]["context_length"]), digest(path))
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:

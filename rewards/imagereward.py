@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.clip import RegressionHead
 from overopt_bench.rewards.preprocessing import clip_pixels
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Suite
-from overopt_bench.weights import Repo, digest, load_strictly, read_state
+from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
     from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
@@ -145,12 +143,10 @@ class ImageReward(PublishedReward):
     def load(cls, suite: Suite) -> Self:
         world: StableDiffusionSuite = suite  # type: ignore[assignment]
         path = world.weights.path(IMAGEREWARD, "ImageReward.pt")
-        med_config = json.loads(world.weights.path(IMAGEREWARD, "med_config.json").read_text())
-        state = transformers_names(read_state(path))
-        try:
+        med_config = read_json(world.weights.path(IMAGEREWARD, "med_config.json"))
+        with refusing(path, "ImageReward's checkpoint, with med_config.json beside it"):
+            state = transformers_names(read_state(path))
             model = ImageRewardModel(state, med_config)
-        except KeyError as error:
-            raise UserError(f"{path} is not ImageReward's checkpoint: it has nothing to give for {error}") from None
         load_strictly(model, state, path)
         return cls(model, bert_tokenizer(), digest(path))
 

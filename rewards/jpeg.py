@@ -6,10 +6,10 @@ import io
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from overopt_bench.registry import register_reward
+from overopt_bench.rewards.preprocessing import to_pil
 from overopt_bench.types import Reward
 
 
@@ -17,12 +17,14 @@ def jpeg_kilobytes(images: Tensor) -> Tensor:
     """Size in kB (1000 bytes) of each image ``[B, 3, H, W]`` in [0, 1] as JPEG: ``[B]`` float32.
 
     Quality 95 and Pillow's other defaults, that is 4:2:0 chroma and no Huffman optimisation.
+
+    Raises:
+        FloatingPointError: for NaN.
     """
-    pixels = (images.detach().float().cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     sizes = []
-    for array in pixels:
+    for picture in to_pil(images):
         buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, format="JPEG", quality=95)
+        picture.save(buffer, format="JPEG", quality=95)
         sizes.append(buffer.tell() / 1000)
     return torch.tensor(sizes, dtype=torch.float32, device=images.device)
 

@@ -26,6 +26,11 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
+def at_least_float32(images: Tensor) -> Tensor:
+    """Half precision is too coarse to resize in."""
+    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Images ``[B, 3, H, W]`` in [0, 1] as 8-bit pictures, rounded as in DDPO's and TDPO's code.
 
@@ -70,11 +75,12 @@ def letterbox(images: Tensor, side: int, antialias: bool = True) -> Tensor:
     Bicubic on floats, neither rounded nor clamped, as in its code; differentiable. ``antialias`` is what torchvision
     has done since 0.17 (January 2024); v2's published numbers were most likely made without.
     """
+    images = at_least_float32(images)
     h, w = images.shape[-2:]
     scale = side / max(h, w)
     new_h, new_w = round(h * scale), round(w * scale)
     if (new_h, new_w) != (h, w):
-        images = F.interpolate(images.float(), (new_h, new_w), mode="bicubic", antialias=antialias)
+        images = F.interpolate(images, (new_h, new_w), mode="bicubic", antialias=antialias)
     left, top = (side - new_w) // 2, (side - new_h) // 2
     return normalise(F.pad(images, (left, side - new_w - left, top, side - new_h - top)))
 
@@ -86,7 +92,7 @@ def differentiable_pixels(images: Tensor, side: int) -> Tensor:
     """
     h, w = images.shape[-2:]
     new_h, new_w = (int(side * h / w), side) if w <= h else (side, int(side * w / h))
-    images = images.float()
+    images = at_least_float32(images)
     if (new_h, new_w) != (h, w):
         images = F.interpolate(images, (new_h, new_w), mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (new_h - side) // 2, (new_w - side) // 2

@@ -168,8 +168,8 @@ def test_one_truncation_needs_a_policy_of_more_than_one_step() -> None:
     assert algorithm.draw_grad_steps() == 1 and math.isfinite(algorithm.step()["loss"])
 
 
-def test_best_of_n_keeps_every_scored_image() -> None:
-    """Round robin over the prompts, pixels rounded to uint8, and the pool goes on after a restart."""
+def test_best_of_n_hands_over_every_scored_image() -> None:
+    """Round robin over the prompts, pixels rounded to uint8, and the rounds go on after a restart."""
     ctx = context(ToyPolicy(), proxy=ToyProxy(18))
 
     class Bright(ToyPolicy):
@@ -181,14 +181,16 @@ def test_best_of_n_keeps_every_scored_image() -> None:
     noise = copy.deepcopy(ctx.generators["sampling"])
     expected = [Bright().rollout(["ant"] * n, noise).images for n in (7, 7, 4)]
     algorithm.step()
-    resumed = BestOfN(ctx, BestOfN.Params(samples_per_round=7))
+    rounds = [algorithm.candidates()]
+    resumed = BestOfN(ctx, BestOfN.Params(samples_per_round=7, selected_per_prompt=2))
     resumed.load_state_dict(copy.deepcopy(algorithm.state_dict()))
     while ctx.budget_left():
         resumed.step()
-    pool, images = resumed.candidates(), torch.cat(expected)
-    assert pool.n == 1  # 18 samples leave the smallest of four pools with 4, the four images that it must yield
-    resumed.params = BestOfN.Params(selected_per_prompt=2)
-    assert resumed.candidates().n == 2
-    assert pool.prompts == tuple(PROMPTS[k % 4] for k in range(18))
-    assert pool.images.dtype == torch.uint8 and torch.equal(pool.images, (images * 255).round().to(torch.uint8))
-    torch.testing.assert_close(pool.proxy, -((images[:, 0, 0, 0] - 1) ** 2))
+        rounds.append(resumed.candidates())
+    found = [one for one in rounds if one is not None]
+    # 18 samples leave the smallest of four pools with 4: two selections of two
+    assert [one.n for one in found] == [1, 1, 2]
+    assert tuple(p for one in found for p in one.prompts) == tuple(PROMPTS[k % 4] for k in range(18))
+    pixels, images = torch.cat([one.images for one in found]), torch.cat(expected)
+    assert pixels.dtype == torch.uint8 and torch.equal(pixels, (images * 255).round().to(torch.uint8))
+    torch.testing.assert_close(torch.cat([one.proxy for one in found]), -((images[:, 0, 0, 0] - 1) ** 2))
