@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -322,3 +323,16 @@ def test_the_preset_is_the_paper(tiny_weights: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "sd14/aesthetic/ddpo/seed0/config.json").read_text())["config"]
     assert config["params"]["samples_per_epoch"] == 4 and config["budget"] == 8  # the command line wins
     assert config["guidance_scale"] == 5.0 and config["precision"] == "float16"
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same_policy(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the adapter, and with a gradient; traced as always, but run by torch's fastest compiler to compile."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    plain, compiled = make(tiny_weights), make(tiny_weights, runtime=Runtime(compile=True))
+    a, b = (policy.sample(noise(policy), PROMPTS, with_kl=True) for policy in (plain, compiled))
+    torch.testing.assert_close(b[0].latents, a[0].latents, rtol=1e-4, atol=1e-4)
+    assert a[1] is not None and b[1] is not None and a[1].sum() > 0
+    torch.testing.assert_close(b[1], a[1], rtol=1e-3, atol=1e-3)
+    whole, other = gradient(plain, [[0, 1, 2, 3]]), gradient(compiled, [[0, 1, 2, 3]])
+    assert (whole - other).norm() <= 1e-4 * whole.norm()
