@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from overopt_bench import meter as module
-from overopt_bench.costs import ARCHITECTURES, Costs, costs, run_flops
+from overopt_bench.costs import Costs, costs, run_flops
 from overopt_bench.errors import UserError
 from overopt_bench.meter import build_unet, build_vae, measure, unet_inputs
+from overopt_bench.suites.architectures import ARCHITECTURES
 
 TINY = {
     "block_out_channels": [32, 64], "cross_attention_dim": 48, "attention_head_dim": 8, "sample_size": 16,

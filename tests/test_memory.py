@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from overopt_bench.costs import ARCHITECTURES, Costs, costs
+from overopt_bench.costs import Costs, costs
 from overopt_bench.errors import UserError
 from overopt_bench.memory import HEADROOM, Needs, choose, fit, needs, weight_bytes
 from overopt_bench.policy import MICRO_BATCH
 from overopt_bench.presets import read_presets
 from overopt_bench.registry import get_reward, get_suite
+from overopt_bench.suites.architectures import ARCHITECTURES
 
 REWARDS = 8e9  # bytes on the card, more than any two of the published rewards
 

@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from overopt_bench.costs import ARCHITECTURES, Architecture
 from overopt_bench.errors import UserError
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
 from overopt_bench.rewards.clip import CLIP_L, image_embeddings, load_clip
 from overopt_bench.rewards.devices import follow
 from overopt_bench.rewards.preprocessing import clip_pixels, to_pil
+from overopt_bench.suites.architectures import ARCHITECTURES
 from overopt_bench.suites.loading import no_progress_bars
-from overopt_bench.types import Suite, SuiteDefaults
+from overopt_bench.types import Architecture, Suite, SuiteDefaults
 from overopt_bench.weights import Repo, Weights, digest
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")

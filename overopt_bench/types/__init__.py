@@ -1,0 +1,24 @@
+"""The nouns that algorithms, rewards and the harness share.
+
+Axes: ``B`` samples, ``T`` denoising steps, ``C h w`` latent, ``H W`` pixels, ``D`` features.
+Steps are counted in *sampling order*: ``i = 0`` is the noisiest, ``latents[:, i]`` is the input
+of step ``i`` and ``latents[:, i + 1]`` its output.
+"""
+
+from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
+from overopt_bench.types.policy import Policy, Trajectory
+from overopt_bench.types.suite import Architecture, Reward, Suite, SuiteDefaults
+
+__all__ = [
+    "Algorithm",
+    "AlgorithmParams",
+    "Architecture",
+    "Candidates",
+    "MeteredReward",
+    "Policy",
+    "Reward",
+    "Suite",
+    "SuiteDefaults",
+    "TrainContext",
+    "Trajectory",
+]
