@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -88,7 +89,8 @@ class PublishedReward(Reward):
         long = [p for p, is_cut in zip(prompts, cut, strict=True) if is_cut]
         if long and not self._warned:
             self._warned = True
+            shown = textwrap.shorten(long[0], 60, placeholder=" ...")
             print(
-                f"warning: {self.name} reads {limit} tokens of a prompt and cuts the rest, as its official code does:"
-                f" {long[0]!r} and any other that long", file=sys.stderr, flush=True,
+                f"warning: {self.name} reads {limit} tokens of a prompt and cuts the rest, as its official code does: {shown!r}"
+                " and any other that long", file=sys.stderr, flush=True,
             )  # fmt: skip

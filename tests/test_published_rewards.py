@@ -522,7 +522,7 @@ def test_long_prompts_are_cut_with_one_warning(name: str, weights: Path, capsys:
     ask(reward, images[:1], ["blue " * 100])
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith(f"warning: {name} reads {LIMITS[name]} tokens")
-    assert repr("red " * 100) in err
+    assert "'red red red" in err and len(err) < 250
 
 
 @pytest.mark.parametrize("name", LIMITS)
