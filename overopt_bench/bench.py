@@ -5,26 +5,32 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
 
-from overopt_bench.assembly import assemble
+from overopt_bench.assembly import Assembly, assemble
 from overopt_bench.conditioning import Conditioning
-from overopt_bench.config import RunConfig, resolve
+from overopt_bench.config import resolve
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.registry import get_reward, get_suite, rewards
 from overopt_bench.runtime import Runtime
-from overopt_bench.types import Algorithm, Reward, Suite
+from overopt_bench.types import Reward, Suite
 from overopt_bench.world import World
 
 ROUNDS = 3
 PROXY = "aesthetic"
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "ddpo": {}, "alignprop": {"truncation": "fixed", "grad_steps": 5}, "tdpo": {}, "tdpo_r": {},
+}  # fmt: skip
+# a round of 256 samples takes minutes on the real models; the ratio does not depend on their number
+SHORT: dict[str, dict[str, Any]] = {
+    "ddpo": {"samples_per_epoch": 16}, "alignprop": {"batch_size": 16},
+    "tdpo": {"samples_per_epoch": 16, "batch_size": 16}, "tdpo_r": {"samples_per_epoch": 16, "batch_size": 16},
 }  # fmt: skip
 
 
@@ -34,24 +40,27 @@ def bench(
     """Time one training round of each algorithm and its bare passes in turn, then an evaluation; print the table.
 
     Returns:
-        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds);
-        ``evaluation_share``: of a default run of DDPO; ``peak_mb``: resident memory of the process.
+        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds), and
+        ``gpu_mb``, the most that was allocated on a GPU; ``evaluation_share``: of a default run of DDPO; ``peak_mb``:
+        resident memory of the process.
     """
     runtime = runtime or Runtime()
     world = get_suite(suite, runtime.weights, model)
     proxy = get_reward(PROXY, world)
     precision = precision or ("float32" if runtime.device == "cpu" else world.defaults.precision)
-    given = {"proxy": PROXY, "suite": suite, "model": model, "precision": precision}
+    given = {"proxy": PROXY, "suite": suite, "model": model, "precision": precision, "budget": 10**9}
     rows = {}
     for name, params in ALGORITHMS.items():
-        config = resolve({**given, "algo": name, "params": params})
-        algorithm, policy = _build(config, world, {PROXY: proxy}, runtime)
-        rows[name] = _compare(algorithm, _bare(algorithm, policy, world, proxy))
-    config = resolve({**given, "algo": "ddpo"})
+        own = params if world.all_rewards else {**params, **SHORT[name]}
+        parts = assemble(
+            resolve({**given, "algo": name, "params": own}), world, {PROXY: proxy}, runtime, World(device=runtime.device)
+        )
+        rows[name] = _compare(parts, _bare(parts, world, proxy))
+    config = resolve({**given, "algo": "ddpo", "budget": None})
     names = rewards.names(world.family()) if world.all_rewards else [config.proxy, *config.gold]
     scorers = {name: get_reward(name, world) for name in names}
-    evaluator = Evaluator(world, _build(config, world, scorers, runtime)[1], scorers, config)
-    evaluation = _seconds(evaluator) * config.eval_points
+    policy = assemble(config, world, scorers, runtime, World(device=runtime.device)).policy
+    evaluation = _seconds(Evaluator(world, policy, scorers, config), policy.device) * config.eval_points
     training = rows["ddpo"]["seconds_per_query"] * config.budget
     result = {
         "rows": rows, "evaluation_share": evaluation / (evaluation + training), "default_run_seconds": evaluation + training,
@@ -63,9 +72,14 @@ def bench(
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
-    lines = ["| algorithm | s / query | bare passes, s / query | ratio |", "|---|---|---|---|"]
+    on_gpu = any(row["gpu_mb"] for row in result["rows"].values())
+    lines = [
+        f"| algorithm | s / query | bare passes, s / query | ratio |{' GPU memory, MB |' if on_gpu else ''}",
+        f"|---|---|---|---|{'---|' if on_gpu else ''}",
+    ]
     for name, row in result["rows"].items():
-        lines.append(f"| {name} | {row['seconds_per_query']:.4f} | {row['bare']:.4f} | {row['ratio']:.2f} |")
+        memory = f" {row['gpu_mb']:.0f} |" if on_gpu else ""
+        lines.append(f"| {name} | {row['seconds_per_query']:.4f} | {row['bare']:.4f} | {row['ratio']:.2f} |{memory}")
     share, minutes = 100 * result["evaluation_share"], result["default_run_seconds"] / 60
     lines += [
         "",
@@ -75,51 +89,48 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _build(
-    config: RunConfig, suite: Suite, scorers: Mapping[str, Reward], runtime: Runtime
-) -> tuple[Algorithm, DiffusionPolicy]:
-    unlimited = config.model_copy(update={"budget": 10**9})
-    parts = assemble(unlimited, suite, scorers, runtime, World(device=runtime.device))
-    return parts.algorithm, parts.policy
-
-
-def _bare(algorithm: Algorithm, policy: DiffusionPolicy, suite: Suite, proxy: Reward) -> Callable[[], None]:
-    """The passes alone, in the algorithm's shapes and batches, on fixed inputs."""
-    p, steps = algorithm.params, policy.num_steps
-    if algorithm.name == "alignprop":
-        return lambda: _bare_alignprop(policy, suite, proxy, p.batch_size, p.grad_steps)
-    encode = proxy.features if algorithm.name != "ddpo" else None
-    n, trained = p.samples_per_epoch, max(1, steps - p.skip_last_steps)
-    if algorithm.name == "ddpo":
-        size = -(-n // p.updates_per_epoch) * trained
-    else:
-        size = p.batch_size
+def _bare(parts: Assembly, suite: Suite, proxy: Reward) -> Callable[[], None]:
+    """The passes alone, in the algorithm's shapes and micro-batches, on fixed inputs."""
+    policy, p, micro = parts.policy, parts.algorithm.params, parts.algorithm.ctx.micro_batch
+    words = list(suite.prompts["train"])
+    if parts.algorithm.name == "alignprop":
+        return lambda: _bare_alignprop(policy, words, proxy, p.batch_size, p.grad_steps, p.checkpoint, micro)
+    encode = proxy.features if parts.algorithm.name != "ddpo" else None
+    n, trained = p.samples_per_epoch, max(1, policy.num_steps - p.skip_last_steps)
+    size = -(-n // p.updates_per_epoch) * trained if encode is None else p.batch_size
 
     def passes() -> None:
-        x, words = torch.randn(n, *policy.latent_shape, device=policy.device), (list(suite.prompts["train"]) * n)[:n]
         with torch.no_grad():
-            for _ in range(steps):
-                _unet(policy, x, words)
-            proxy(policy.decode(x), words)
-            if encode is not None:
-                for _ in range(trained):
+            for x, tags in _inputs(policy, words, n, policy.micro_batch):
+                for _ in range(policy.num_steps):
+                    _unet(policy, x, tags)
+                proxy(policy.decode(x), tags)
+            for x, _ in _inputs(policy, words, n * trained if encode is not None else 0, micro):
+                if encode is not None:
                     encode(policy.decode(x))
-        for left in range(0, n * trained, size):
-            m = min(size, n * trained - left)
-            many, tags = x[torch.arange(m) % n], (words * (m // n + 1))[:m]
-            _unet(policy, many, tags).sum().backward()
+        for done in range(0, n * trained, size):
+            for x, tags in _inputs(policy, words, min(size, n * trained - done), micro):
+                _unet(policy, x, tags).sum().backward()
 
     return passes
 
 
-def _bare_alignprop(policy: DiffusionPolicy, suite: Suite, proxy: Reward, n: int, grad_steps: int) -> None:
-    x, words = torch.randn(n, *policy.latent_shape, device=policy.device), (list(suite.prompts["train"]) * n)[:n]
-    with torch.no_grad():
-        for _ in range(policy.num_steps - grad_steps):
-            _unet(policy, x, words)
-    for _ in range(grad_steps):
-        x = _unet(policy, x, words)
-    proxy(policy.decode(x), words).sum().backward()
+def _bare_alignprop(
+    policy: DiffusionPolicy, words: list[str], proxy: Reward, n: int, grad_steps: int, checkpoint: bool, micro: int
+) -> None:  # fmt: skip
+    for x, tags in _inputs(policy, words, n, micro):
+        with torch.no_grad():
+            for _ in range(policy.num_steps - grad_steps):
+                _unet(policy, x, tags)
+        for _ in range(grad_steps):
+            x = recompute(_unet, policy, x, tags, use_reentrant=False) if checkpoint else _unet(policy, x, tags)
+        proxy(policy.decode(x), tags).sum().backward()
+
+
+def _inputs(policy: DiffusionPolicy, words: list[str], n: int, micro: int) -> Iterator[tuple[Tensor, list[str]]]:
+    for done in range(0, n, micro):
+        m = min(micro, n - done)
+        yield torch.randn(m, *policy.latent_shape, device=policy.device), (words * m)[:m]
 
 
 def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
@@ -136,23 +147,27 @@ def _unet(policy: DiffusionPolicy, x: Tensor, words: list[str]) -> Tensor:
     return torch.as_tensor(out[:n].float())
 
 
-def _compare(algorithm: Algorithm, bare: Callable[[], None]) -> dict[str, float]:
-    queries = algorithm.params.batch_size if algorithm.name == "alignprop" else algorithm.params.samples_per_epoch
-    algorithm.step()  # warm up
+def _compare(parts: Assembly, bare: Callable[[], None]) -> dict[str, float]:
+    params, device = parts.algorithm.params, parts.policy.device
+    queries = params.batch_size if parts.algorithm.name == "alignprop" else params.samples_per_epoch
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    parts.algorithm.step()  # warm up
+    gpu_mb = torch.cuda.max_memory_allocated(device) / 1e6 if on_gpu else 0.0
     bare()
     own, alone = [], []
     for _ in range(ROUNDS):
-        own.append(_seconds(algorithm.step) / queries)
-        alone.append(_seconds(bare) / queries)
+        own.append(_seconds(parts.algorithm.step, device) / queries)
+        alone.append(_seconds(bare, device) / queries)
     mine, floor = statistics.median(own), statistics.median(alone)
-    return {
-        "seconds_per_query": mine,
-        "bare": floor,
-        "ratio": statistics.median(a / b for a, b in zip(own, alone, strict=True)),
-    }
+    ratio = statistics.median(a / b for a, b in zip(own, alone, strict=True))
+    return {"seconds_per_query": mine, "bare": floor, "ratio": ratio, "gpu_mb": gpu_mb}
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     started = time.perf_counter()
     work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -13,7 +13,7 @@ from overopt_bench.errors import UserError
 from overopt_bench.memory import HEADROOM, Needs, choose, fit, needs, weight_bytes
 from overopt_bench.policy import MICRO_BATCH
 from overopt_bench.presets import read_presets
-from overopt_bench.registry import get_reward, get_suite
+from overopt_bench.registry import algorithms, get_reward, get_suite
 from overopt_bench.suites.architectures import ARCHITECTURES
 
 REWARDS = 8e9  # bytes on the card, more than any two of the published rewards
@@ -78,3 +78,19 @@ def test_weights_of_shared_networks_count_once() -> None:
 def test_a_cpu_takes_the_default() -> None:
     nothing: Any = SimpleNamespace()
     assert choose(nothing, "float32", [], True, nothing, {}, "cpu") == (MICRO_BATCH, MICRO_BATCH)
+
+
+def test_a_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way from a loaded pipeline and loaded rewards, on cards that are not here."""
+    suite = get_suite("mini")
+    pipeline, rewards = suite.pipeline(), [get_reward("imagereward", suite)]
+    for gigabytes, expected in ((200, MICRO_BATCH), (3, None)):
+        card = SimpleNamespace(total_memory=gigabytes * 1e9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        if expected:
+            assert (
+                choose(pipeline, "float16", rewards, True, algorithms.get("alignprop"), {}, "cuda") == (expected,) * 2
+            )
+        else:
+            sampling, training = choose(pipeline, "float16", rewards, True, algorithms.get("alignprop"), {}, "cuda:0")
+            assert 1 <= training < sampling

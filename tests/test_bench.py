@@ -1,0 +1,73 @@
+"""The bare passes are those that an algorithm makes: as many latents through the U-Net, as many decoded images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from overopt_bench import bench as module
+from overopt_bench.assembly import Assembly, assemble
+from overopt_bench.config import resolve
+from overopt_bench.registry import get_reward, get_suite
+from overopt_bench.runtime import Runtime
+from overopt_bench.world import World
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "ddpo": {"samples_per_epoch": 6, "images_per_prompt": 1},
+    "alignprop": {"batch_size": 6, "truncation": "fixed", "grad_steps": 2},
+    "tdpo": {"samples_per_epoch": 6, "images_per_prompt": 1, "batch_size": 4},
+    "tdpo_r": {"samples_per_epoch": 6, "images_per_prompt": 1, "batch_size": 4, "reset_period": 1},
+}
+
+
+def counted(parts: Assembly, work: Any) -> Counter[str]:
+    """Latents that went through the U-Net and the decoder while ``work`` ran, with and without a graph."""
+    seen: Counter[str] = Counter()
+
+    def count(name: str) -> Any:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
+            seen[f"{name}{' with a graph' if torch.is_grad_enabled() else ''}"] += len(args[0])
+
+        return hook
+
+    policy = parts.policy
+    hooks = [
+        policy.unet.register_forward_pre_hook(count("unet")),
+        policy.vae.decoder.register_forward_pre_hook(count("decoder")),
+    ]
+    work()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("suite", ["mini", "sd14"])
+@pytest.mark.parametrize("algo", PARAMS)
+def test_bare_passes_are_those_of_the_algorithm(algo: str, suite: str, tiny_weights: Path) -> None:
+    world = get_suite(suite, tiny_weights if suite == "sd14" else None)
+    proxy = get_reward("aesthetic", world)
+    given = {
+        "algo": algo,
+        "proxy": "aesthetic",
+        "suite": suite,
+        "num_steps": 3,
+        "params": PARAMS[algo],
+        "precision": "float32",
+    }
+    parts = assemble(resolve(given), world, {"aesthetic": proxy}, Runtime(micro_batch=4), World())
+    own = counted(parts, parts.algorithm.step)
+    assert own == counted(parts, module._bare(parts, world, proxy)) and own["unet with a graph"] > 0
+
+
+def test_the_table_has_a_row_for_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "ALGORITHMS", PARAMS)
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    result = module.bench("mini")
+    assert result["rows"].keys() == PARAMS.keys() and 0 < result["evaluation_share"] < 1
+    assert all(row["ratio"] == pytest.approx(row["seconds_per_query"] / row["bare"]) for row in result["rows"].values())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == list(PARAMS) and "GPU memory" not in lines[0]
