@@ -90,7 +90,8 @@ class DDPO(Algorithm):
                 old, advantage = log_probs_old[sample, step], advantages[sample]
                 records.append(self.updater.step(x[sample, step], x_next[sample, step], step, words, old, advantage))
         means = dict(zip(PolicyUpdater.METRICS, torch.tensor(records).mean(0).tolist(), strict=True))
-        return {**metrics, **means, "optimizer_steps": len(records)}
+        first = records[0][PolicyUpdater.METRICS.index("clipfrac")]
+        return {**metrics, **means, PolicyUpdater.FIRST_CLIPFRAC: first, "optimizer_steps": len(records)}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) index pairs of each update, in random order; every transition comes once.

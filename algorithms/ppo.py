@@ -62,6 +62,7 @@ class PolicyUpdater:
     """The policy's optimizer and its steps on batches of single transitions."""
 
     METRICS = ("loss", "ratio/mean", "clipfrac", "approx_kl", "grad_norm")
+    FIRST_CLIPFRAC = "clipfrac/first"  # of an epoch's first update, before which nothing has changed: rounding alone
 
     def __init__(self, ctx: TrainContext, params: PPOParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator

@@ -106,7 +106,8 @@ class TDPO(Algorithm):
             "proxy/mean": rewards.mean().item(), "proxy/std": rewards.std(unbiased=False).item(),
             "advantage_spread": spread.item(),
             "zero_spread_prompts": zero_spread_share(rewards, prompts), "critic/explained_variance": explained,
-            **dict(zip(names, torch.tensor(records).mean(0).tolist(), strict=True)), "optimizer_steps": len(records),
+            **dict(zip(names, torch.tensor(records).mean(0).tolist(), strict=True)),
+            PolicyUpdater.FIRST_CLIPFRAC: records[0][names.index("clipfrac")], "optimizer_steps": len(records),
         }  # fmt: skip
 
     def encode(self, latents: Tensor) -> Tensor:

@@ -53,7 +53,11 @@ def bench(
     for name, params in ALGORITHMS.items():
         own = params if world.all_rewards else {**params, **SHORT[name]}
         parts = assemble(
-            resolve({**given, "algo": name, "params": own}), world, {PROXY: proxy}, runtime, World(device=runtime.device)
+            resolve({**given, "algo": name, "params": own}),
+            world,
+            {PROXY: proxy},
+            runtime,
+            World(device=runtime.device),
         )
         rows[name] = _compare(parts, _bare(parts, world, proxy))
     config = resolve({**given, "algo": "ddpo", "budget": None})

@@ -28,6 +28,7 @@ from overopt_bench.types import Algorithm
 from overopt_bench.world import join_world
 
 CALIBRATION_IMAGES = 128
+ROUNDED = 0.05  # share of ratios that rounding may put outside the clip range without a warning
 SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is written changes no number
 
 
@@ -104,7 +105,7 @@ class _Session:
         )
         self.recorder = open_recorder(config.folder(out), config, origin, self.world)
         self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
-        self.round, self.point = 0, 0
+        self.round, self.point, self._warned = 0, 0, False
 
     def run(self) -> None:
         """Go on from the newest checkpoint until the budget is spent."""
@@ -205,6 +206,12 @@ class _Session:
         for name, value in metrics.items():
             if not torch.isfinite(torch.tensor(float(value))):
                 raise FloatingPointError(f"{name} is {value} in round {self.round}")
+        if metrics.get("clipfrac/first", 0) > ROUNDED and not self._warned:
+            self._warned = True
+            self._say(
+                f"warning: {metrics['clipfrac/first']:.0%} of ratios are outside the clip range before any update, by rounding"
+                f" alone ({self.config.precision}); a finer --precision or a wider clip_range would mend it", sys.stderr,
+            )  # fmt: skip
         row = {**self._where(), "round": self.round, **metrics}
         self.recorder.write("train", row)
         self.tracker.log(metrics, self.budget.queries)

@@ -179,6 +179,6 @@ def test_resets_and_resume_on_a_gpu() -> None:
 
 
 def test_metrics_have_the_common_names() -> None:
-    names = {"proxy/mean", "proxy/std", "advantage_spread", "zero_spread_prompts", "optimizer_steps"}
+    names = {"proxy/mean", "proxy/std", "advantage_spread", "zero_spread_prompts", "optimizer_steps", "clipfrac/first"}
     critic = {"critic/loss", "critic/explained_variance", "critic/grad_norm"}
     assert build().step().keys() == names | critic | set(PolicyUpdater.METRICS)
