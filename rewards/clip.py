@@ -43,7 +43,7 @@ def load_clip(folder: Path) -> Any:
 
     config, path = read_json(folder / "config.json"), folder / "model.safetensors"
     with refusing(folder / "config.json", "CLIP's configuration"):
-        clip = CLIPModel(CLIPConfig(**config))
+        clip = CLIPModel(CLIPConfig.from_dict(config))
     # files of 2022 also hold two buffers of consecutive integers, which later versions make themselves
     load_strictly(clip, {k: v.float() for k, v in read_state(path).items() if not k.endswith("position_ids")}, path)
     return clip.eval().requires_grad_(False)

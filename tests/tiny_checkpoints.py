@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -123,6 +124,18 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+def as_published(folder: Path) -> None:
+    """What the files of 2022 have and current libraries leave out: a safety checker in the index, keys and buffers."""
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    path = folder / "text_encoder/model.safetensors"
+    state = {key if key.startswith("text_model.") else f"text_model.{key}": v for key, v in load_file(path).items()}
+    state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(state, path, metadata={"format": "pt"})
+
+
 def stable_diffusion_xl(folder: Path) -> None:
     one, two = write_tokenizer(folder / "tokenizer"), write_tokenizer(folder / "tokenizer_2")
     unet = _unet(
@@ -180,12 +193,19 @@ def make_tiny_checkpoints(folder: Path, seed: int = 0) -> Path:
     """Everything that the suites sd14, sd15 and sdxl read, in ``folder``; about 60 MB."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        stable_diffusion(folder / "stable-diffusion-v1-4")
-        stable_diffusion(folder / "stable-diffusion-v1-5")
+        for name in ("stable-diffusion-v1-4", "stable-diffusion-v1-5"):
+            stable_diffusion(folder / name)
+            as_published(folder / name)
         stable_diffusion(folder / "stable-diffusion-2-1", "v_prediction")
         stable_diffusion_xl(folder / "stable-diffusion-xl-base-1.0")
         for name, projection, act in (("clip-vit-large-patch14", 768, "quick_gelu"), ("PickScore_v1", 32, "gelu")):
             clip_model(projection, act).save_pretrained(folder / name)
+            path = folder / name / "model.safetensors"
+            buffers = {
+                f"{tower}.embeddings.position_ids": torch.arange(n)[None]
+                for tower, n in (("text_model", 77), ("vision_model", 50))
+            }
+            save_file({**load_file(path), **buffers}, path, metadata={"format": "pt"})
         write_tokenizer(folder / "clip-vit-large-patch14")
         image_reward(folder / "ImageReward")
         hps(folder / "HPSv2")

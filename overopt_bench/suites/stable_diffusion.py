@@ -24,6 +24,7 @@ from overopt_bench.types import Architecture, Suite, SuiteDefaults
 from overopt_bench.weights import Repo, Weights, digest
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 PUBLISHED = SuiteDefaults(  # DDPO's and TDPO's released settings
     num_steps=50, guidance_scale=5.0, eta=1.0, lora_rank=4, lora_alpha=4, budget=25_600, eval_points=11, eval_images=64,
     precision="float16",
@@ -102,7 +103,7 @@ class StableDiffusionSuite(Suite):
             try:
                 return getattr(diffusers, kind).from_pretrained(
                     self.folder, use_safetensors=True, local_files_only=True,
-                    **({} if kind == KINDS[1] else {"safety_checker": None, "requires_safety_checker": False}),
+                    **({} if kind == KINDS[1] else WITHOUT_SAFETY_CHECKER),
                 )  # fmt: skip
             except (OSError, ValueError, RuntimeError, KeyError) as error:
                 raise UserError(f"{self.folder} does not load as a {kind}: {error}") from None
