@@ -53,11 +53,14 @@ def cell(run: Run, row: dict[str, Any], k: int) -> Image.Image | None:
     """Image k of a "scores" event, 128 pixels wide at most; None where the file is gone or damaged."""
     y, x = divmod(row["first_cell"] + k, row["columns"])
     size = row["cell"]
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a grid of XL's images is no attack, though as large
     try:
         with Image.open(run.folder / row["image_file"]) as grid:
             picture = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)).convert("RGB")
     except (OSError, SyntaxError):  # gone, cut off, or no picture: Pillow says broken PNG with a SyntaxError
         return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
     return picture.resize((128, 128), Image.Resampling.LANCZOS) if size > 128 else picture
 
 
