@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from overopt_bench.draw import read_config, sample_images, trained_pipeline
-from overopt_bench.registry import get_reward, get_suite, rewards
+from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
 from overopt_bench.runtime import Runtime
 from overopt_bench.stats import paired_difference
 
@@ -42,9 +42,8 @@ def assess(
     base = sample_images(pipeline, config, words, count, seed)
     repeated = [word for word in words for _ in range(count)]
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
-    asked = list(names) or [*roles, *(rewards.names(suite.family()) if suite.all_rewards else ())]
     rows = []
-    for name in dict.fromkeys(asked):
+    for name in dict.fromkeys(names or evaluated_rewards(suite, config.proxy, config.gold)):
         reward = get_reward(name, suite)
         reward.calibrate(base, repeated)
         try:

@@ -17,7 +17,7 @@ from overopt_bench.conditioning import Conditioning
 from overopt_bench.config import resolve
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.policy import DiffusionPolicy
-from overopt_bench.registry import get_reward, get_suite, rewards
+from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
 from overopt_bench.runtime import Runtime
 from overopt_bench.types import Reward, Suite
 from overopt_bench.world import World
@@ -61,8 +61,7 @@ def bench(
         )
         rows[name] = _compare(parts, _bare(parts, world, proxy))
     config = resolve({**given, "algo": "ddpo", "budget": None})
-    names = rewards.names(world.family()) if world.all_rewards else [config.proxy, *config.gold]
-    scorers = {name: get_reward(name, world) for name in names}
+    scorers = {name: get_reward(name, world) for name in evaluated_rewards(world, config.proxy, config.gold)}
     policy = assemble(config, world, scorers, runtime, World(device=runtime.device)).policy
     evaluation = _seconds(Evaluator(world, policy, scorers, config), policy.device) * config.eval_points
     training = rows["ddpo"]["seconds_per_query"] * config.budget

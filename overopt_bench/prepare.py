@@ -91,7 +91,7 @@ def read_options(
         UserError: for whatever is wrong with them.
     """
     base = read_presets(preset or ())
-    per_algorithm = base.pop("algorithms", {})
+    per_algorithm, micro_batch = base.pop("algorithms", {}), base.pop("micro_batch", None)
     file = {**base, **({} if config is None else read_config_file(Path(config)))}
     from_file = file.pop("plugin", None) or []
     files = [from_file] if isinstance(from_file, str) else list(from_file)
@@ -100,9 +100,8 @@ def read_options(
     if isinstance(values.get("train_prompts"), str):
         values["train_prompts"] = read_prompt_file(Path(values["train_prompts"]))
     suite, reason = choose_suite(values.get("suite"), runtime.weights, values.get("model"))
-    speed = {key: values.pop(key) for key in ("micro_batch",) if key in values}
     if runtime.micro_batch is None:
-        runtime = replace(runtime, **speed)
+        runtime = replace(runtime, micro_batch=micro_batch)
     return Options({**values, "suite": suite}, per_algorithm, plugins, runtime, reason)
 
 

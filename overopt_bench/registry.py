@@ -7,7 +7,7 @@ decorators below put the classes in. A single file can be added with ``--plugin`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
@@ -158,6 +158,11 @@ def get_reward(name: str, suite: Suite) -> Reward:
         UserError: where the suite has no such reward, or its weights are missing.
     """
     return rewards.get(name, suite.family()).load(suite)
+
+
+def evaluated_rewards(suite: Suite, proxy: str, gold: Iterable[str]) -> list[str]:
+    """What a run evaluates: its proxy, its golds, and all others of a suite with ``all_rewards``."""
+    return list(dict.fromkeys([proxy, *gold, *(rewards.names(suite.family()) if suite.all_rewards else ())]))
 
 
 def get_suite(name: str, weights: Path | None = None, model: str | None = None) -> Suite:

@@ -21,7 +21,7 @@ from overopt_bench.plugins import Plugin
 from overopt_bench.progress import Progress
 from overopt_bench.provenance import provenance, resume_command
 from overopt_bench.recorder import open_recorder
-from overopt_bench.registry import get_reward, get_suite, rewards
+from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
 from overopt_bench.runtime import Runtime
 from overopt_bench.trackers import Tracker
 from overopt_bench.types import Algorithm
@@ -91,10 +91,7 @@ class _Session:
         self.command = resume_command(config, out, runtime, plugins)
         self.world = join_world(runtime.device)
         suite = get_suite(config.suite, runtime.weights, config.model)
-        everything = rewards.names(suite.family()) if suite.all_rewards else []
-        self.rewards = {
-            name: get_reward(name, suite) for name in dict.fromkeys([config.proxy, *config.gold, *everything])
-        }
+        self.rewards = {name: get_reward(name, suite) for name in evaluated_rewards(suite, config.proxy, config.gold)}
         parts = assemble(config, suite, self.rewards, runtime, self.world)
         self.policy, self.budget, self.generators = parts.policy, parts.budget, parts.generators
         self.algorithm: Algorithm = parts.algorithm

@@ -100,10 +100,9 @@ class Weights:
         Raises:
             UserError: as ``path``.
         """
-        first, *_ = paths = [self.path(repo, file) for file in repo.files]
-        assert len(paths) == len(repo.files)
-        depth = next(iter(repo.files)).count("/")
-        return first.parents[depth]
+        files = list(repo.files)
+        paths = [self.path(repo, file) for file in files]
+        return paths[0].parents[files[0].count("/")]
 
 
 @lru_cache(maxsize=256)

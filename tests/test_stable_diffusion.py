@@ -19,6 +19,7 @@ from overopt_bench.registry import get_suite
 from overopt_bench.runtime import Runtime
 
 SMALL = ["--num-steps", "3", "--budget", "8", "--eval-points", "2", "--eval-images", "4", "--device", "cpu"]
+RUN = ["run", "--algo", "ddpo", "--proxy", "aesthetic"]
 EPOCH = ["--set", "samples_per_epoch=4"]
 PROMPTS = ["cat", "a dog on a hill"]
 
@@ -218,17 +219,7 @@ def test_a_pipeline_of_another_kind_is_refused(
     shutil.copytree(tiny_weights / "stable-diffusion-v1-4", tmp_path / "model")
     index = tmp_path / "model/model_index.json"
     index.write_text(json.dumps(damage(json.loads(index.read_text()))))
-    words = [
-        "run",
-        "--algo",
-        "ddpo",
-        "--proxy",
-        "aesthetic",
-        "--model",
-        str(tmp_path / "model"),
-        "--weights",
-        str(tiny_weights),
-    ]
+    words = [*RUN, "--model", str(tmp_path / "model"), "--weights", str(tiny_weights)]
     assert cli.main([*words, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1] and not (tmp_path / "out").exists()
@@ -260,17 +251,7 @@ def test_bad_options_are_one_line(
 ) -> None:
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    words = [
-        "run",
-        "--algo",
-        "ddpo",
-        "--proxy",
-        "aesthetic",
-        "--weights",
-        str(tiny_weights),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    words = [*RUN, "--weights", str(tiny_weights), "--out", str(tmp_path / "o")]
     device = [] if "--device" in options else ["--device", "cpu"]
     assert cli.main([*words, *device, *options]) == 2
     lines = capsys.readouterr().err.splitlines()

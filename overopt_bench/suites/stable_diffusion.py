@@ -15,13 +15,11 @@ from torch import Tensor
 from overopt_bench.errors import UserError
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
-from overopt_bench.rewards.clip import CLIP_L, image_embeddings, load_clip
-from overopt_bench.rewards.devices import follow
-from overopt_bench.rewards.preprocessing import clip_pixels, to_pil
+from overopt_bench.rewards.clip import CLIP_L, ClipScore, load_clip
 from overopt_bench.suites.architectures import ARCHITECTURES
 from overopt_bench.suites.loading import no_progress_bars
 from overopt_bench.types import Architecture, Suite, SuiteDefaults
-from overopt_bench.weights import Repo, Weights, digest
+from overopt_bench.weights import Repo, Weights, digest, read_json
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -124,15 +122,16 @@ class StableDiffusionSuite(Suite):
         return CLIPTokenizer.from_pretrained(self.weights.fetch(CLIP_L))
 
     def clip_features(self, images: Tensor) -> Tensor:
-        """Through 8-bit pictures, as all that is evaluated; not differentiable."""
-        clip = follow(self.clip, images)
-        side = int(clip.config.vision_config.image_size)
-        parts = [clip_pixels(to_pil(part), side).to(images.device) for part in images.split(32)]
-        return torch.cat([image_embeddings(clip, pixels) for pixels in parts])
+        return self._encoder.features(images)
 
     @property
     def clip_dim(self) -> int:
         return int(self.clip.config.projection_dim)
+
+    @cached_property
+    def _encoder(self) -> ClipScore:
+        """What embeds images the way that the rewards on this CLIP do."""
+        return ClipScore(self.clip, self.clip, self.clip_tokenizer, None)
 
     def weights_hashes(self) -> dict[str, str]:
         found = sorted(self.folder.glob("*/*.safetensors"))
@@ -243,7 +242,7 @@ class AnyStableDiffusion(StableDiffusionSuite):
 
     def architecture(self) -> Architecture:
         """Its own, but for the text encoders, whose size is little beside the rest."""
-        unet, vae = (json.loads((self.folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+        unet, vae = (read_json(self.folder / part / "config.json") for part in ("unet", "vae"))
         return Architecture(unet, vae, 0)
 
     @cached_property
