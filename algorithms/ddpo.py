@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
+from overopt_bench.moments import moments
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, TrainContext
 
@@ -72,11 +73,12 @@ class DDPO(Algorithm):
 
         # 2. one advantage per image, used at every step of its chain
         advantages = self.per_prompt_stats.update(prompts, rewards)  # [N]
+        mean, deviation = moments(rewards)
         metrics = {
-            "proxy/mean": rewards.mean().item(),
-            "proxy/std": rewards.std(unbiased=False).item(),
-            "advantage_spread": advantages.std(unbiased=False).item(),
-            "zero_spread_prompts": zero_spread_share(rewards, prompts),
+            "proxy/mean": mean,
+            "proxy/std": deviation,
+            "advantage_spread": moments(advantages)[1],
+            "zero_spread_prompts": zero_spread_share(advantages, prompts),
         }
         advantages = advantages.clamp(-self.params.advantage_clip, self.params.advantage_clip)
 

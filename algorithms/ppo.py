@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from overopt_bench.moments import standardise
 from overopt_bench.types import AlgorithmParams, TrainContext
 
 Reduction = Literal["mean", "sum"]
@@ -114,11 +115,10 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> T
     return torch.maximum(unclipped, clipped)
 
 
-def zero_spread_share(rewards: Tensor, prompts: Sequence[str]) -> float:
-    """The share of prompts with several samples whose rewards are all equal: those give no gradient."""
+def zero_spread_share(advantages: Tensor, prompts: Sequence[str]) -> float:
+    """The share of prompts whose advantages ``[B]`` are all exactly 0: their rewards have no spread to learn from."""
     groups = _groups(prompts)
-    several = [rewards[rows] for rows in groups.values() if len(rows) > 1]
-    return sum(float(r.max() == r.min()) for r in several) / len(several) if several else 0.0
+    return sum(bool((advantages[rows] == 0).all()) for rows in groups.values()) / len(groups)
 
 
 def _groups(prompts: Sequence[str]) -> dict[str, list[int]]:
@@ -148,13 +148,13 @@ class PerPromptStats:
         self.buffers: dict[str, deque[float]] = {}
 
     def update(self, prompts: Sequence[str], rewards: Tensor) -> Tensor:
-        """Advantages ``[B]`` = (r - mean) / (std + 1e-6), with the population's deviation."""
+        """Advantages ``[B]`` = (r - mean) / (std + 1e-6), with the population's deviation; 0 where that is 0."""
         advantages = torch.empty_like(rewards)
         for prompt, rows in _groups(prompts).items():
             buffer = self.buffers.setdefault(prompt, deque(maxlen=self.buffer_size))
             buffer.extend(rewards[rows].tolist())
-            known = rewards if len(buffer) < self.min_count else torch.tensor(list(buffer), device=rewards.device)
-            advantages[rows] = (rewards[rows] - known.mean()) / (known.std(unbiased=False) + 1e-6)
+            known = rewards if len(buffer) < self.min_count else rewards.new_tensor(list(buffer))
+            advantages[rows] = standardise(rewards[rows], known)
         return advantages
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.algorithms.recycler import Recycler
+from overopt_bench.moments import moments, standardise
 from overopt_bench.optimizer import Optimizer
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
@@ -81,11 +82,13 @@ class TDPO(Algorithm):
             values_old = self.critic.eval()(features)  # [N, T]
 
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
-        returns = self.per_prompt_stats.update(prompts, rewards)[:, None].expand_as(values_old)  # [N, T], gamma 1
-        advantages = returns - values_old
-        spread = advantages.std(unbiased=False)  # population, as NumPy's in the code; 0, not NaN, for one transition
+        normalised = self.per_prompt_stats.update(prompts, rewards)  # [N]
+        returns = normalised[:, None].expand_as(values_old)  # [N, T], gamma 1
         explained = explained_variance(returns, values_old)
-        advantages = (advantages - advantages.mean()) / (spread + 1e-8)  # over the whole epoch
+        advantages = returns - values_old
+        size = torch.maximum(returns.abs(), values_old.abs()).max().item()  # of what the differences are rounded at
+        spread = moments(advantages, size)[1]  # population, as NumPy's in the code; 0, not NaN, for one transition
+        advantages = standardise(advantages, epsilon=1e-8, magnitude=size)  # over the whole epoch
         log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps
@@ -102,10 +105,10 @@ class TDPO(Algorithm):
         # 4. record the critic's dormant neurons; TDPO-R resets some of them now and then
         self.recycler.end_of_epoch(features)
         names = (*PolicyUpdater.METRICS, "critic/loss", "critic/grad_norm")
+        mean, deviation = moments(rewards)
         return {
-            "proxy/mean": rewards.mean().item(), "proxy/std": rewards.std(unbiased=False).item(),
-            "advantage_spread": spread.item(),
-            "zero_spread_prompts": zero_spread_share(rewards, prompts), "critic/explained_variance": explained,
+            "proxy/mean": mean, "proxy/std": deviation, "advantage_spread": spread,
+            "zero_spread_prompts": zero_spread_share(normalised, prompts), "critic/explained_variance": explained,
             **dict(zip(names, torch.tensor(records).mean(0).tolist(), strict=True)),
             PolicyUpdater.FIRST_CLIPFRAC: records[0][names.index("clipfrac")], "optimizer_steps": len(records),
         }  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from overopt_bench.errors import UserError
+from overopt_bench.moments import moments
 from overopt_bench.registry import get_reward, register_derived_reward, rewards
 from overopt_bench.types import Reward, Suite
 
@@ -45,8 +46,8 @@ class Ensemble(Reward):
         with torch.no_grad():
             scores = self._scores(images, prompts)  # [K, B]
         mean, std = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
-        for name, deviation in zip(self.members, std.flatten().tolist(), strict=True):
-            if not deviation > 0:
+        for name, own in zip(self.members, scores, strict=True):
+            if moments(own)[1] == 0:
                 raise UserError(f"{name} gives every base sample the same score, so it cannot be part of {self.name}")
         self._scale = (mean, std)
         facts = zip(self.members, mean.flatten().tolist(), std.flatten().tolist(), strict=True)

@@ -155,7 +155,7 @@ def test_per_prompt_stats_by_definition() -> None:
 
 
 def test_prompts_without_spread_are_counted() -> None:
-    assert zero_spread_share(torch.tensor([1.0, 1, 2, 3, 9]), ["a", "a", "b", "b", "c"]) == 0.5
+    assert zero_spread_share(torch.tensor([0.0, 0, -1, 1, 0.5, 0]), ["a", "a", "b", "b", "c", "d"]) == 0.5
 
 
 def test_every_transition_is_used_once() -> None:
