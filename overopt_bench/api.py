@@ -23,7 +23,8 @@ def run(
     budget: o.Budget = None, budget_unit: o.BudgetUnit = None, set: o.Set = None, num_steps: o.NumSteps = None,
     guidance_scale: o.GuidanceScale = None, eta: o.Eta = None, lora_rank: o.LoraRank = None,
     lora_alpha: o.LoraAlpha = None, eval_points: o.EvalPoints = None, eval_images: o.EvalImages = None,
-    eval_seed: o.EvalSeed = None, train_split: o.TrainSplit = None, prompts: o.PromptFile = None, model: o.Model = None,
+    eval_seed: o.EvalSeed = None, train_split: o.TrainSplit = None, prompts: o.PromptFile = None,
+    prompt_column: o.PromptColumn = None, model: o.Model = None,
     precision: o.Precision = None, tag: o.Tag = None, preset: o.Preset = None, plugin: o.Plugin = None,
     config: o.Config = None, out: o.Out = Path("results"), device: o.Device = None, weights: o.Weights = None,
     micro_batch: o.MicroBatch = None, compile: o.Compile = False, attention: o.Attention = None,
@@ -43,7 +44,7 @@ def run(
         "train_prompts": prompts and str(prompts), "model": model, "precision": precision, "tag": tag,
     }  # fmt: skip
     runtime = make_runtime(device, weights, micro_batch=micro_batch, compile=compile, attention=attention)
-    options = read_options(given, plugin, config, preset, runtime)
+    options = read_options(given, plugin, config, preset, runtime, prompt_column)
     resolved = options.config(algo, proxy, seed, parse_set(set or ()))
     _announce(options, [resolved])
     probe(resolved, options.runtime)
@@ -54,6 +55,7 @@ def sweep(
     algo: o.Algos, proxy: o.Proxies, seeds: o.Seeds = "0-4", gold: o.Gold = None, suite: o.Suite = None,
     budget: o.Budget = None, budget_unit: o.BudgetUnit = None, set: o.Set = None, eval_points: o.EvalPoints = None,
     eval_images: o.EvalImages = None, train_split: o.TrainSplit = None, prompts: o.PromptFile = None,
+    prompt_column: o.PromptColumn = None,
     model: o.Model = None, precision: o.Precision = None, tag: o.Tag = None, preset: o.Preset = None,
     plugin: o.Plugin = None, config: o.Config = None, out: o.Out = Path("results"), device: o.Device = None,
     weights: o.Weights = None, micro_batch: o.MicroBatch = None, compile: o.Compile = False,
@@ -73,7 +75,7 @@ def sweep(
         "model": model, "precision": precision, "tag": tag,
     }  # fmt: skip
     runtime = make_runtime(device, weights, micro_batch=micro_batch, compile=compile, attention=attention)
-    options = read_options(given, plugin, config, preset, runtime)
+    options = read_options(given, plugin, config, preset, runtime, prompt_column)
     algos, proxies = parse_names("--algo", algo), parse_names("--proxy", proxy)
     configs = [
         options.config(name, target, seed, parse_set(pairs_for(name, algos, set or ())))
@@ -209,7 +211,7 @@ def _announce(options: Options, configs: builtins.list[RunConfig]) -> None:
     if os.environ.get("RANK", "0") != "0":  # one of several processes of a run: the first one speaks
         return
     print(f"suite {options.given['suite']}: {options.suite_reason}", flush=True)
-    for line in dict.fromkeys(line for config in configs for line in warnings(config)):
+    for line in dict.fromkeys([*options.notes, *(line for config in configs for line in warnings(config))]):
         print("warning:", line, file=sys.stderr, flush=True)
 
 

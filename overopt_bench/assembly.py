@@ -10,7 +10,7 @@ import torch
 
 from overopt_bench import memory
 from overopt_bench.budget import Budget, Metered
-from overopt_bench.config import RunConfig
+from overopt_bench.config import RunConfig, check_prompts
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.registry import algorithms
 from overopt_bench.runtime import Runtime
@@ -40,8 +40,9 @@ def assemble(
         rewards: loaded, the proxy among them; all that will be on the device count where micro-batches are chosen.
 
     Raises:
-        UserError: for a pipeline that cannot be trained, or a GPU too small for it.
+        UserError: for a pipeline that cannot be trained, a GPU too small for it, or prompts that no reward can judge.
     """
+    check_prompts(config, suite)
     cls: Any = algorithms.get(config.algo)
     pipeline = suite.pipeline()
     runtime = replace(runtime, device=str(world.device))

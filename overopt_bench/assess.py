@@ -10,9 +10,12 @@ import pandas as pd
 import torch
 
 from overopt_bench.draw import read_config, sample_images, trained_pipeline
-from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
+from overopt_bench.errors import UserError
+from overopt_bench.prompts.tidy import tidy
+from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
 from overopt_bench.runtime import Runtime
 from overopt_bench.stats import paired_difference
+from overopt_bench.types import Suite
 
 
 @torch.no_grad()
@@ -31,11 +34,14 @@ def assess(
         is left out, with a line on stderr that says why.
 
     Raises:
-        UserError: where the run cannot be sampled.
+        UserError: where the run cannot be sampled, or a reward that was asked for cannot judge the prompts.
     """
     config = read_config(run)
     suite = get_suite(config.suite, runtime.weights, config.model)
-    words = list(prompts) or list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
+    words = list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
+    if prompts:  # one that is given twice would be the same images twice
+        words = list(tidy(list(prompts), "--prompt")[0])
+    asked = _able(names, evaluated_rewards(suite, config.proxy, config.gold), words, suite)
     pipeline = trained_pipeline(run, config, runtime)
     tuned = sample_images(pipeline, config, words, count, seed)
     pipeline.unload_lora_weights()
@@ -43,17 +49,31 @@ def assess(
     repeated = [word for word in words for _ in range(count)]
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
     rows = []
-    for name in dict.fromkeys(names or evaluated_rewards(suite, config.proxy, config.gold)):
+    for name in asked:
         reward = get_reward(name, suite)
         reward.calibrate(base, repeated)
-        try:
-            before, after = (reward(images, repeated).cpu().numpy() for images in (base, tuned))
-        except ValueError as error:  # the mini judge knows names, not every word
-            print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
-            continue
+        before, after = (reward(images, repeated).cpu().numpy() for images in (base, tuned))
         change = paired_difference(after, before)
         rows.append({
             "reward": name, "role": roles.get(name, ""), "base": before.mean(), "policy": after.mean(),
             "change": change.mean, "error": change.error, "images": len(after),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _able(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str], suite: Suite) -> list[str]:
+    """The rewards that were asked for, else those of the usual ones that can judge the prompts.
+
+    Raises:
+        UserError: where one that was asked for cannot, or does not exist.
+    """
+    able = []
+    for name in dict.fromkeys(names or usual):
+        try:
+            rewards.get(name, suite.family()).check_prompts(prompts, suite)
+            able.append(name)
+        except UserError as error:
+            if names:
+                raise
+            print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
+    return able

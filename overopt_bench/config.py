@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.registry import algorithms, get_suite, rewards, suites
+from overopt_bench.prompts.tidy import overlap, tidy
+from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, rewards, suites
+from overopt_bench.text import read_text
 
 if TYPE_CHECKING:
     from overopt_bench.types import Suite
@@ -178,6 +180,8 @@ def _checked_shapes(values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"params must be a mapping such as {{lr: 1.0e-4}}, not {values['params']!r}")
     if values.get("budget_unit", "queries") != "queries" and "budget" not in values:
         raise UserError(f"--budget-unit {values['budget_unit']} needs --budget: the suite's default counts queries")
+    if values.get("train_prompts"):
+        values = {**values, "train_prompts": tidy(values["train_prompts"], "train_prompts")[0]}
     return {**values, "gold": gold}
 
 
@@ -189,14 +193,34 @@ def _check_split(suite: type[Suite], split: str) -> None:
         raise unknown_name("prompt split to train on:", split, allowed)
 
 
+def check_prompts(config: RunConfig, suite: Suite) -> None:
+    """Refuse a run whose prompts one of its rewards cannot judge; loads no weights.
+
+    Raises:
+        UserError: where a training prompt or a held-out one is none for a reward that the run evaluates.
+    """
+    held_out = [p for split, prompts in suite.prompts.items() if split.startswith("heldout") for p in prompts]
+    for name in evaluated_rewards(suite, config.proxy, config.gold):
+        rewards.get(name, suite.family()).check_prompts([*config.training_prompts(suite), *held_out], suite)
+
+
 def warnings(config: RunConfig) -> list[str]:
     """What is allowed but probably not meant, one line each."""
+    lines = []
     by_itself = (
         len(config.gold) > 1 and config.proxy == suites.get(config.suite).gold
     )  # nobody asked, and others are there
     if config.proxy in config.gold and not by_itself:
-        return [f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization"]
-    return []
+        lines.append(f"the proxy {config.proxy!r} is also a gold reward: this run cannot show its overoptimization")
+    suite = get_suite(config.suite, model=config.model)
+    held_out = {split: prompts for split, prompts in suite.prompts.items() if split.startswith("heldout")}
+    for split, prompts in held_out.items():
+        if seen := overlap(config.training_prompts(suite), prompts):
+            lines.append(
+                f"{len(seen)} of the {len(prompts)} prompts of the split {split!r} are trained on, such as {seen[0]!r}:"
+                " its scores are not of unseen prompts"
+            )
+    return lines
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -205,11 +229,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         UserError: where it is missing, does not parse, or holds an option that does not exist.
     """
+    text = read_text(path, "--config")
     try:
-        text = path.read_text(encoding="utf-8")
         content = _parse(path, text)
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"--config {path}: {error}") from None
     if isinstance(content, dict) and content.keys() >= {"schema", "config"}:
@@ -224,7 +246,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, text: str) -> Any:
-    """YAML or TOML by the file's ending (JSON is YAML); ValueError where it does not parse."""
+    """TOML by the file's ending, else JSON or YAML; ValueError where it does not parse."""
     if path.suffix == ".toml":
         if sys.version_info >= (3, 11):
             import tomllib
@@ -233,6 +255,11 @@ def _parse(path: Path, text: str) -> Any:
         return tomllib.loads(text)
     import yaml
 
+    try:  # JSON is YAML but for characters beyond the basic plane, whose escapes YAML reads as two broken ones
+        return json.loads(text)
+    except ValueError as error:
+        if path.suffix == ".json":
+            raise ValueError(f"not JSON: {error}") from None
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

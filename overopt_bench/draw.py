@@ -27,7 +27,7 @@ def read_config(run: Path) -> RunConfig:
         UserError: where the folder is no run.
     """
     try:
-        content = json.loads((run / "config.json").read_text())
+        content = json.loads((run / "config.json").read_text(encoding="utf-8"))
         return RunConfig(**content["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None

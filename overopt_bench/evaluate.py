@@ -13,6 +13,7 @@ from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
 from overopt_bench.budget import checked, shared_scores
 from overopt_bench.config import RunConfig
 from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.prompts.tidy import overlap
 from overopt_bench.seeding import stable_seed
 from overopt_bench.types import Candidates, Reward, Suite
 
@@ -39,8 +40,11 @@ def make_split(
     name: str, prompts: Sequence[str], images: int, eval_seed: int, shape: tuple[int, ...],
     per_prompt: int = IMAGES_PER_PROMPT,
 ) -> Split:  # fmt: skip
-    """At most ``images`` images over the prompts, at least ``per_prompt`` of each where there is room."""
-    chosen = list(prompts)[: max(1, images // per_prompt)]
+    """At most ``images`` images over the prompts, at least ``per_prompt`` of each where there is room.
+
+    A prompt that comes twice counts once: its second images would be the first ones again.
+    """
+    chosen = list(dict.fromkeys(prompts))[: max(1, images // per_prompt)]
     pairs = [(chosen[k % len(chosen)], k // len(chosen)) for k in range(images)]
     pairs.sort(key=lambda pair: chosen.index(pair[0]))
     noise = torch.stack([image_noise(eval_seed, prompt, index, shape) for prompt, index in pairs], 1)
@@ -98,6 +102,10 @@ class Evaluator:
         splits += [(s, p, config.eval_images // 2) for s, p in suite.prompts.items() if s.startswith("heldout")]
         self.splits = [make_split(name, prompts, n, config.eval_seed, shape) for name, prompts, n in splits if n]
         self.with_kl = {split.name for split in self.splits[:2]}
+        # held-out prompts that are trained on are recorded as such: their scores are of no unseen prompts
+        self.trained_on = {
+            split.name: overlap(self.train_prompts, dict.fromkeys(split.prompts)) for split in self.splits[1:]
+        }
         self.pool = Pool()
 
     def base_samples(self, count: int) -> tuple[Tensor, tuple[str, ...]]:
@@ -142,6 +150,7 @@ class Evaluator:
             row[f"{split.name}/diversity"] = diversity(self.suite.clip_features(images), split.prompts)
             details.append({
                 "split": split.name, "prompts": split.prompts, "index": split.index,
+                **({"trained_on": seen} if (seen := self.trained_on.get(split.name)) else {}),
                 "scores": {name: [round(v, 6) for v in values.tolist()] for name, values in scores.items()},
                 "path_kl": None if kl is None else [round(v, 6) for v in kl.sum(1).tolist()],
                 "first_cell": sum(len(p) for p in pictures), "columns": COLUMNS, "cell": images.shape[-1],

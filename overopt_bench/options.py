@@ -31,7 +31,13 @@ Weights = Annotated[
     typer.Option(metavar="DIR", help="Read weights from DIR/<repository's name>/ instead of the Hub and its cache."),
 ]
 PromptFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Train on the prompts of this file, one a line. [the suite's]")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Train on the prompts of this file: .txt, .csv, .tsv, .jsonl, .json. [the suite's]"
+    ),
+]
+PromptColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of --prompts that holds them. [prompt, text, caption]")
 ]
 Precision = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16 passes. [the suite's on a GPU, float32 on a CPU]")

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overopt_bench.config import RunConfig, read_config_file, resolve
+from overopt_bench.config import RunConfig, check_prompts, read_config_file, resolve
 from overopt_bench.errors import UserError, unknown_name
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.presets import read_presets
+from overopt_bench.prompts.files import read_prompt_file
+from overopt_bench.prompts.tidy import tidy
 from overopt_bench.registry import get_suite, suites
 from overopt_bench.runtime import ATTENTION, Runtime
 
@@ -56,13 +58,17 @@ def choose_device(name: str | None) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """A user's options before they are checked: the command line over the file, that over presets."""
+    """A user's options before they are checked: the command line over the file, that over presets.
+
+    ``notes`` are what the user should be told about how they were read, one line each.
+    """
 
     given: dict[str, Any]
     per_algorithm: dict[str, dict[str, Any]]
     plugins: tuple[Plugin, ...]
     runtime: Runtime
     suite_reason: str
+    notes: tuple[str, ...] = ()
 
     def config(self, algo: str | None, proxy: str | None, seed: int | None, params: Mapping[str, Any]) -> RunConfig:
         """The checked configuration of one run.
@@ -83,9 +89,11 @@ class Options:
 
 def read_options(
     given: Mapping[str, Any], plugin: Iterable[str] | None, config: Path | None, preset: Iterable[str] | None,
-    runtime: Runtime,
+    runtime: Runtime, prompt_column: str | None = None,
 ) -> Options:  # fmt: skip
-    """Load plugins, presets and the file, choose the suite. The command line wins over the file, that over presets.
+    """Load plugins, presets and files, choose the suite. The command line wins over the file, that over presets.
+
+    ``prompt_column`` is that of a file of prompts; see ``read_prompt_file``.
 
     Raises:
         UserError: for whatever is wrong with them.
@@ -97,32 +105,32 @@ def read_options(
     files = [from_file] if isinstance(from_file, str) else list(from_file)
     plugins = load_plugins([*files, *(plugin or [])])
     values = {**file, **{k: v for k, v in given.items() if v not in (None, [], ())}}
-    if isinstance(values.get("train_prompts"), str):
-        values["train_prompts"] = read_prompt_file(Path(values["train_prompts"]))
+    notes = _read_prompts(values, prompt_column)
     suite, reason = choose_suite(values.get("suite"), runtime.weights, values.get("model"))
     if runtime.micro_batch is None:
         runtime = replace(runtime, micro_batch=micro_batch)
-    return Options({**values, "suite": suite}, per_algorithm, plugins, runtime, reason)
+    return Options({**values, "suite": suite}, per_algorithm, plugins, runtime, reason, tuple(notes))
 
 
-def read_prompt_file(path: Path) -> tuple[str, ...]:
-    """One prompt a line, blank lines left out.
-
-    Raises:
-        UserError: where there are none.
-    """
-    try:
-        prompts = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--prompts {path}: {error}") from None
-    if not prompts:
-        raise UserError(f"--prompts {path}: the file holds no prompt")
-    return prompts
+def _read_prompts(values: dict[str, Any], column: str | None) -> list[str]:
+    """Put the training prompts into ``values``, from the file that they may name; returns what to tell the user."""
+    given, where, notes = values.get("train_prompts"), "train_prompts", list[str]()
+    if isinstance(given, str):
+        where = f"--prompts {given}"
+        given, notes = read_prompt_file(Path(given), column)
+    elif column is not None:
+        raise UserError(f"--prompt-column {column}: there is no file of prompts; give --prompts FILE")
+    if given:
+        values["train_prompts"], note = tidy(given, where)
+        notes += [note] if note else []
+    return notes
 
 
 def probe(config: RunConfig, runtime: Runtime) -> None:
-    """Try the rewards that come from outside this package before anything is written."""
-    probe_foreign_rewards([config.proxy, *config.gold], get_suite(config.suite, runtime.weights, config.model))
+    """Try the prompts, and the rewards that come from outside this package, before anything is written."""
+    suite = get_suite(config.suite, runtime.weights, config.model)
+    check_prompts(config, suite)
+    probe_foreign_rewards([config.proxy, *config.gold], suite)
 
 
 def make_runtime(device: str | None, weights: Path | None = None, **speed: Any) -> Runtime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ from PIL import features
 from overopt_bench.config import RunConfig
 from overopt_bench.plugins import Plugin
 from overopt_bench.runtime import Runtime
+from overopt_bench.shell import command_line
 from overopt_bench.types import Reward, Suite
 
 PACKAGES = (
@@ -89,4 +89,4 @@ def resume_command(config: RunConfig, out: Path, runtime: Runtime, plugins: Sequ
     words = ["overopt-bench", "run", "--config", str(record), "--out", str(out), *runtime.words()]
     for plugin in plugins:
         words += ["--plugin", str(plugin.path)]
-    return shlex.join(words)
+    return command_line(words)

@@ -86,7 +86,7 @@ class Recorder:
 
     def _compare(self, path: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             old = dict(found["config"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
@@ -114,7 +114,7 @@ class Recorder:
 
     def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         with self._disk(), atomic(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -150,7 +150,7 @@ class Recorder:
     def complete(self) -> bool:
         """Whether the run ended already."""
         try:
-            return bool(json.loads((self.folder / "status.json").read_text())["state"] == "complete")
+            return bool(json.loads((self.folder / "status.json").read_text(encoding="utf-8"))["state"] == "complete")
         except (OSError, ValueError, KeyError):
             return False
 

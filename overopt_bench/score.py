@@ -36,6 +36,9 @@ def score(
         raise UserError(
             f"--reward {relative[0]} is standardised on a run's base samples; score its members by themselves"
         )
+    for cls in classes.values():
+        if cls.needs_prompt:
+            cls.check_prompts([prompt], suite)
     pictures, good, complaints = [], [], []
     for path in paths:
         try:
@@ -48,9 +51,6 @@ def score(
         reward, values = get_reward(name, suite), []
         for k in range(0, len(good), BATCH):
             part = pictures[k : k + BATCH]
-            try:
-                values += reward.score_pictures(part, [prompt] * len(part), suite.image_size, device).tolist()
-            except ValueError as error:  # the mini judge knows names, not every word
-                raise UserError(f"--reward {name}: {error}") from None
+            values += reward.score_pictures(part, [prompt] * len(part), suite.image_size, device).tolist()
         table[name] = values
     return pd.DataFrame(table), complaints

@@ -60,8 +60,8 @@ def is_complete(config: RunConfig, out: Path) -> bool:
     """
     folder = config.folder(out)
     try:
-        recorded = json.loads((folder / "config.json").read_text())["config_hash"]
-        state = json.loads((folder / "status.json").read_text())["state"]
+        recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config_hash"]
+        state = json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"]
     except (OSError, ValueError, KeyError):
         return False
     if recorded != config.config_hash():

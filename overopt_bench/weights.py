@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from overopt_bench.errors import UserError
+from overopt_bench.shell import command_line
 
 BLOCK = 1 << 24
 
@@ -50,7 +50,7 @@ class Repo:
     def command(self, folder: Path | None = None) -> str:
         """The shell command that fetches the files, into the Hub's cache or into ``folder/name``."""
         words = ["hf", "download", self.id, *self.files, "--revision", self.revision]
-        return shlex.join(words + (["--local-dir", str(folder / self.name)] if folder else []))
+        return command_line(words + (["--local-dir", str(folder / self.name)] if folder else []))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class Ensemble(Reward):
     def load(cls, suite: Suite) -> Ensemble:
         return cls([get_reward(name, suite) for name in cls.members])
 
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
+        for name in cls.members:
+            rewards.get(name, suite.family()).check_prompts(prompts, suite)
+
     def calibrate(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """Take each member's mean and deviation over base samples ``[B, 3, H, W]``.
 

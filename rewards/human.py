@@ -7,6 +7,7 @@ it is; the score is half the clipped log-probability of the prompted name and ha
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.devices import follow
 from overopt_bench.types import Reward, Suite
@@ -83,6 +85,32 @@ class Member(nn.Module):
         self.name, self.quality = NamingNet(names, width), QualityNet(width)
 
 
+class Names:
+    """The words that a judge knows, and which of them a prompt holds."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.index = {name: k for k, name in enumerate(names)}
+        self._longest = sorted(self.index, key=len, reverse=True)
+
+    def find(self, prompt: str) -> int | None:
+        """The index of the longest name that stands in the prompt as whole words, in this case before any other case.
+
+        The base model's tokenizer knows no case, so "Fox face" draws what "fox face" draws.
+        """
+        lower = prompt.lower()
+        here = [name for name in self._longest if name.lower() in lower]  # most are not, and patterns are slow
+        for flags in (0, re.IGNORECASE):
+            for name in here:
+                if re.search(rf"\b{re.escape(name)}\b", prompt, flags):
+                    return self.index[name]
+        return None
+
+    def nearest(self, prompt: str) -> str:
+        """The name most like a prompt, or the first one where none is like it."""
+        near = difflib.get_close_matches(prompt.lower(), self.index, n=1, cutoff=0.3)
+        return near[0] if near else next(iter(self.index))
+
+
 class Judge(nn.Module):
     """The ensemble. ``names`` are the words it knows; one more class means "nothing recognisable"."""
 
@@ -90,22 +118,18 @@ class Judge(nn.Module):
 
     def __init__(self, names: Sequence[str], width: int = 32) -> None:
         super().__init__()
-        self.index = {name: k for k, name in enumerate(names)}
+        self.names = Names(names)
         self.members = nn.ModuleList(Member(len(names) + 1, width) for _ in range(self.MEMBERS))
-        self._longest = sorted(self.index, key=len, reverse=True)
 
     def name_of(self, prompt: str) -> int:
-        """The index of the longest known name that stands in the prompt as whole words.
+        """The index of the name in a prompt; see ``Names.find``.
 
         Raises:
-            ValueError: where the prompt names nothing that the judge knows.
+            ValueError: where there is none, which ``Human.check_prompts`` says before.
         """
-        for name in self._longest:
-            if re.search(rf"\b{re.escape(name)}\b", prompt):
-                return self.index[name]
-        raise ValueError(
-            f"the judge knows no name in the prompt {prompt!r}; known are, for example, {self._longest[:5]}"
-        )
+        if (found := self.names.find(prompt)) is None:
+            raise ValueError(f"the judge knows no name in the prompt {prompt!r}")
+        return found
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Alignment and quality, each ``[B]`` in [0, 1], for images ``[B, 3, 32, 32]`` in [0, 1]."""
@@ -131,6 +155,18 @@ class Human(Reward):
 
     def __init__(self, judge: Judge, digest: str | None = None) -> None:
         self.judge, self._digest = judge, digest
+
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
+        mini: MiniSuite = suite  # type: ignore[assignment]
+        names = Names(mini.names)
+        if unknown := [prompt for prompt in prompts if names.find(prompt) is None]:
+            others = f" nor in {len(unknown) - 1} others" if len(unknown) > 1 else ""
+            raise UserError(
+                f"the reward human cannot judge every prompt: the judge knows no name in the prompt {unknown[0]!r}{others};"
+                f" did you mean {names.nearest(unknown[0])!r}? It knows the {len(mini.names)} names that mini's base model"
+                " was trained on, alone or within a prompt"
+            )
 
     @classmethod
     def load(cls, suite: Suite) -> Human:

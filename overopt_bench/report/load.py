@@ -137,7 +137,7 @@ def _looks_like_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """One folder; damage becomes a state, never an exception."""
     try:
-        content = json.loads((folder / "config.json").read_text())
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config, provenance = dict(content["config"]), dict(content.get("provenance", {}))
         missing = {"algo", "proxy", "gold", "suite", "seed", "budget", "budget_unit"} - config.keys()
         if missing:
@@ -146,7 +146,7 @@ def read_run(folder: Path) -> Run:
         return Run(folder, "damaged", f"config.json: {error}")
     run = Run(folder, "complete", config=config, provenance=provenance)
     try:
-        status = json.loads((folder / "status.json").read_text())
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
         run.state, run.reason = str(status["state"]), str(status.get("reason") or "")
     except (OSError, ValueError, KeyError, TypeError) as error:
         run.state, run.reason = "damaged", f"status.json: {error}"

@@ -215,10 +215,10 @@ def write(table: pd.DataFrame, folder: Path, name: str) -> None:
     cells = [[show(cell) for cell in row] for row in table.itertuples(index=False)]
     header = [f"| {' | '.join(map(str, table.columns))} |", "|" + "---|" * len(table.columns)]
     body = [f"| {' | '.join(row)} |" for row in cells]
-    (folder / f"{name}.md").write_text("\n".join([*header, *body]) + "\n")
+    (folder / f"{name}.md").write_text("\n".join([*header, *body]) + "\n", encoding="utf-8")
     lines = [r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule", _tex(table.columns), r"\midrule"]
     lines += [_tex(row) for row in cells]
-    (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
+    (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8")
 
 
 def _tex(cells: Iterable[str]) -> str:

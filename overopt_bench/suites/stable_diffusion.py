@@ -146,7 +146,7 @@ def pipeline_kind(folder: Path) -> str:
         UserError: for anything else.
     """
     try:
-        index: Mapping[str, Any] = json.loads((folder / "model_index.json").read_text())
+        index: Mapping[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         kind = str(index["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

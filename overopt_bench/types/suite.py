@@ -56,6 +56,15 @@ class Reward(ABC):
         return {}
 
     @classmethod
+    def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
+        """Refuse prompts that it cannot judge; called before anything is loaded or written. It judges all by default.
+
+        Raises:
+            UserError: which says why, and what is nearest.
+        """
+        return None
+
+    @classmethod
     def load(cls, suite: Suite) -> Reward:
         """Build the reward for a suite; override where weights must be read."""
         return cls()

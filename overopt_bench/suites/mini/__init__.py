@@ -67,7 +67,7 @@ class MiniSuite(Suite):
 
     @cached_property
     def _world(self) -> dict[str, Any]:
-        return dict(json.loads(self.asset("prompts.json").read_text()))
+        return dict(json.loads(self.asset("prompts.json").read_text(encoding="utf-8")))
 
     @property
     def prompts(self) -> dict[str, tuple[str, ...]]:

@@ -68,7 +68,7 @@ def build(s: Settings, cache: Path, work: Path, out: Path, start: Stage = "model
     if start == "models":
         make_models(s, data, work, out)
     else:
-        facts = json.loads(suite.asset("card.json").read_text())
+        facts = json.loads(suite.asset("card.json").read_text(encoding="utf-8"))
     facts["settings"] = asdict(s)
     sampler = Sampler(suite.pipeline(), suite.tokens, s.num_steps)
     if start != "proxies":
@@ -100,7 +100,7 @@ def make_models(s: Settings, data: EmojiSet, work: Path, out: Path) -> None:
     splits = split_prompts(data, s)
     tuning = splits.pop("tuning")
     world = {"splits": splits, "tuning": tuning, "names": list(data.names)}
-    (out / "prompts.json").write_text(json.dumps(world, indent=1))
+    (out / "prompts.json").write_text(json.dumps(world, indent=1), encoding="utf-8")
 
 
 def train_proxies(

@@ -41,7 +41,7 @@ def render(facts: dict[str, Any], s: Settings, out: Path) -> None:
     """``card.json`` and ``README.md`` from the facts and the sizes of the files in ``out``."""
     sizes = {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*.safetensors"))}
     facts = {**facts, "bytes": sizes}
-    (out / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (out / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -50,4 +50,4 @@ def render(facts: dict[str, Any], s: Settings, out: Path) -> None:
         keep_trailing_newline=True,
     )
     text = environment.get_template("card.md.j2").render(facts=facts, s=s, packages=PACKAGES, total=sum(sizes.values()))
-    (out / "README.md").write_text(text)
+    (out / "README.md").write_text(text, encoding="utf-8")

@@ -39,9 +39,9 @@ def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     model = json.loads(tokenizer.to_str())["model"]
     ends = [t + "</w>" for t in alphabet if t + "</w>" not in model["vocab"]]
     vocabulary = [*sorted(model["vocab"], key=model["vocab"].get), *ends, "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}), encoding="utf-8")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     made = CLIPTokenizer.from_pretrained(folder, model_max_length=CONTEXT)
     made.save_pretrained(folder)
     return made
@@ -249,7 +249,10 @@ def save_pipeline(
         shutil.copy(vocabulary / name, folder / "tokenizer" / name)
     # transformers would load the text encoder in the precision named here, the rest of the pipeline is float32
     config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), "dtype": "float32"}, indent=2) + "\n",
+        encoding="utf-8",
+    )
     pipe.to(torch.float32)
 
 
