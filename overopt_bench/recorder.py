@@ -36,6 +36,12 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _shortened(value: object) -> str:
+    """A setting as a message shows it: a list of a hundred thousand prompts by its beginning."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 class Recorder:
     """Writes one run. Opening it creates or checks the folder and holds its lock until ``close``.
 
@@ -96,7 +102,7 @@ class Recorder:
         new = config.model_dump(mode="json")
         flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))
         changed = [
-            f"{k}: {flat_old.get(k)!r} there, {flat_new.get(k)!r} asked"
+            f"{k}: {_shortened(flat_old.get(k))} there, {_shortened(flat_new.get(k))} asked"
             for k in sorted({*flat_old, *flat_new} - {"params"}) if flat_old.get(k) != flat_new.get(k)
         ]  # fmt: skip
         raise UserError(

@@ -80,6 +80,9 @@ def test_folder() -> None:
         ({"algo": 5}, "--algo must be a name, not 5"),
         ({"gold": 5}, "--gold must be names of rewards, not 5"),
         ({"params": [1]}, "params must be a mapping"),
+        ({"train_prompts": "cat"}, "train_prompts: must be a list of prompts, not 'cat'"),
+        ({"train_prompts": ["cat", " "]}, "train_prompts: prompt 2 is empty"),
+        ({"train_prompts": ["cat", True]}, "train_prompts: prompt 2 is True"),
         ({"budgett": 5}, r"no option 'budgett'; did you mean 'budget'\?"),
         ({"budget": -1}, "budget=-1: should be greater than 0"),
         ({"seed": -1}, "seed=-1: should be greater than or equal to 0"),
@@ -126,9 +129,24 @@ def test_config_files_in_yaml_toml_and_of_a_run_agree(tmp_path: Path) -> None:
     assert resolve(read_config_file(tmp_path / "config.json")) == config
 
 
+@pytest.mark.parametrize("name", ["config.json", "a.yaml"])
+def test_what_a_run_recorded_is_read_as_it_was(name: str, tmp_path: Path) -> None:
+    """JSON writes an emoji as two escapes, each of which YAML takes for a character."""
+    config = resolve({**GIVEN, "train_prompts": ["🦊", "狐", "e\u0301"], "params": {"lr": 1e-5}})
+    assert config.train_prompts == ("🦊", "狐", "é")
+    (tmp_path / name).write_text(json.dumps({"schema": 1, "config": config.model_dump(mode="json")}))
+    assert resolve(read_config_file(tmp_path / name)) == config
+
+
+def test_config_files_of_editors_that_write_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("\ufeffalgo: climb\r\ntrain_prompts: [🦊]\r\n", encoding="utf-8")
+    assert read_config_file(tmp_path / "a.yaml") == {"algo": "climb", "train_prompts": ["🦊"]}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.json", '{"algo": "climb",}', "a.json: not JSON: "),
         ("a.yaml", "algoo: climb", r"'algoo'; did you mean 'algo'\?"),
         ("a.yaml", "- a", "must be a mapping"),
         ("a.yaml", "a: [", "a.yaml"),
