@@ -40,7 +40,10 @@ def assess(
     suite = get_suite(config.suite, runtime.weights, config.model)
     words = list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
     if prompts:  # one that is given twice would be the same images twice
-        words = list(tidy(list(prompts), "--prompt")[0])
+        kept, note = tidy(list(prompts), "--prompt")
+        words = list(kept)
+        if note:
+            print("warning:", note, file=sys.stderr, flush=True)
     asked = _able(names, evaluated_rewards(suite, config.proxy, config.gold), words, suite)
     pipeline = trained_pipeline(run, config, runtime)
     tuned = sample_images(pipeline, config, words, count, seed)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,24 +80,24 @@ def _where(error: BaseException, file: Path) -> str:
     return f"{file.name}:{lines[-1]}: " if lines else ""
 
 
-def probe_foreign_rewards(names: Iterable[str], suite: Suite) -> None:
-    """Try each reward that is not part of this package on two random images, before a run writes anything.
+def probe_foreign_rewards(names: Iterable[str], suite: Suite, prompts: Sequence[str]) -> None:
+    """Try each reward that is not part of this package on two random images with these prompts, before a run writes.
 
     Raises:
         UserError: where one fails, or gives a wrong shape, NaN, or no gradient although it claims one.
     """
     for name in dict.fromkeys(names):
         if not rewards.get(name, suite.family()).__module__.startswith("overopt_bench."):
-            probe_reward(get_reward(name, suite), suite)
+            probe_reward(get_reward(name, suite), suite, prompts)
 
 
-def probe_reward(reward: Reward, suite: Suite) -> None:
+def probe_reward(reward: Reward, suite: Suite, prompts: Sequence[str]) -> None:
     """See ``probe_foreign_rewards``; the images have the size that the suite's pipeline draws."""
     import torch
 
     size = suite.image_size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    prompts = (list(suite.prompts["train"]) * 2)[:2]
+    prompts = [*prompts[:2], *prompts[:1]][:2]
     try:
         scores = reward(images.requires_grad_(reward.differentiable), prompts)
     except Exception as error:  # a stranger's code may raise anything

@@ -13,7 +13,7 @@ from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.presets import read_presets
 from overopt_bench.prompts.files import read_prompt_file
 from overopt_bench.prompts.tidy import tidy
-from overopt_bench.registry import get_suite, suites
+from overopt_bench.registry import evaluated_rewards, get_suite, suites
 from overopt_bench.runtime import ATTENTION, Runtime
 
 
@@ -130,7 +130,8 @@ def probe(config: RunConfig, runtime: Runtime) -> None:
     """Try the prompts, and the rewards that come from outside this package, before anything is written."""
     suite = get_suite(config.suite, runtime.weights, config.model)
     check_prompts(config, suite)
-    probe_foreign_rewards([config.proxy, *config.gold], suite)
+    evaluated = evaluated_rewards(suite, config.proxy, config.gold)
+    probe_foreign_rewards(evaluated, suite, config.training_prompts(suite))
 
 
 def make_runtime(device: str | None, weights: Path | None = None, **speed: Any) -> Runtime:

@@ -158,6 +158,7 @@ def test_eval_and_score_refuse_what_an_asked_reward_cannot_judge(
     assert "--prompt: prompt 1 is empty" in capsys.readouterr().err
     table = api.eval(folder, ["fox face", "fox  face", "Owl"], ["human"], count=2)
     assert table["images"].tolist() == [4]  # of two prompts, no image twice
+    assert "1 repeated dropped; 2 remain" in capsys.readouterr().err
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     ask = ["score", "--suite", "mini", "--device", "cpu", "--csv", str(tmp_path / "a.png"), "--reward", "human"]
     capsys.readouterr()

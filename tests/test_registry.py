@@ -138,9 +138,9 @@ def test_the_probe_refuses_rewards_that_cannot_work(
     load_plugin(reward_file(tmp_path / "mine.py", expression, differentiable))
     suite = get_suite("tiny")
     with pytest.raises(UserError, match=message):
-        probe_reward(get_reward("mine", suite), suite)
+        probe_reward(get_reward("mine", suite), suite, ["cat"])
 
 
 def test_the_probe_accepts_a_reward_that_works(tiny: Path) -> None:
     suite = get_suite("tiny")
-    probe_reward(get_reward("darkness", suite), suite)
+    probe_reward(get_reward("darkness", suite), suite, ["cat", "dog"])

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from overopt_bench import cli
 from overopt_bench.config import resolve
 from overopt_bench.errors import UserError
 from overopt_bench.plugins import Plugin
@@ -59,6 +61,15 @@ def test_a_shell_gets_the_words_back(name: str, shell: str, encoding: str, monke
 
 def test_ordinary_words_are_left_alone() -> None:
     assert command_line(["a", "b/c.json", "two words", "狐"]) == "a b/c.json 'two words' '狐'"
+
+
+def test_output_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, "ascii", write_through=True))
+    Image.new("RGB", (8, 8)).save(tmp_path / "🦊.png")
+    words = ["score", "--suite", "mini", "--device", "cpu", "--reward", "jpeg_compressibility"]
+    assert cli.main([*words, str(tmp_path / "🦊.png")]) == 0
+    assert rb"\U0001f98a.png" in terminal.getvalue()
 
 
 @pytest.mark.usefixtures("tiny")
