@@ -199,9 +199,10 @@ def check_prompts(config: RunConfig, suite: Suite) -> None:
     Raises:
         UserError: where a training prompt or a held-out one is none for a reward that the run evaluates.
     """
-    held_out = [p for split, prompts in suite.prompts.items() if split.startswith("heldout") for p in prompts]
+    held_out = [p for split, words in suite.prompts.items() if split.startswith("heldout") for p in words]
+    prompts = [*config.training_prompts(suite), *held_out]
     for name in evaluated_rewards(suite, config.proxy, config.gold):
-        rewards.get(name, suite.family()).check_prompts([*config.training_prompts(suite), *held_out], suite)
+        rewards.get(name, suite.family()).check_prompts(prompts, suite)
 
 
 def warnings(config: RunConfig) -> list[str]:

@@ -181,7 +181,7 @@ def test_another_long_list_is_refused_in_a_short_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_prompts_are_no_burden(tmp_path: Path) -> None:
-    """Reading, checks, hash and record take 4 s on one core here; anything quadratic takes hours, YAML's parser 6 s."""
+    """Reading, checks, hash and record take a few seconds on one core; anything quadratic would take hours."""
     names = get_suite("mini").names  # type: ignore[attr-defined]
     file = write(tmp_path, "a.txt", "\n".join(f"{names[k % len(names)]} number {k}" for k in range(100_000)))
     started = time.process_time()
