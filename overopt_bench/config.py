@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BudgetUnit = Literal["queries", "nfe", "seconds"]
 Precision = Literal["float32", "bfloat16", "float16"]
+LONGEST_NAME = 200  # bytes of a model in a folder's name; file systems allow 255 for the whole
 
 
 class RunConfig(BaseModel):
@@ -53,7 +55,7 @@ class RunConfig(BaseModel):
 
     def folder(self, out: Path) -> Path:
         """Where the run is recorded: ``out/suite[-model]/proxy/algo/seedN[-tag]``."""
-        suite = self.suite + (f"-{re.sub(r'[^A-Za-z0-9_.]+', '-', self.model).strip('-')}" if self.model else "")
+        suite = self.suite + (f"-{_file_name(self.model)}" if self.model else "")
         run = f"seed{self.seed}" + (f"-{self.tag}" if self.tag else "")
         return out / suite / self.proxy.replace(":", "-") / self.algo / run
 
@@ -72,6 +74,15 @@ class RunConfig(BaseModel):
         skip = memory_only(self.algo)
         content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _file_name(model: str) -> str:
+    """A folder's name for a model: its words, and where they are too long their end and a hash of all."""
+    name = re.sub(r"[^\w.]+", "-", model).strip("-")
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    end = os.fsencode(name)[-LONGEST_NAME // 2 :].decode(errors="ignore")
+    return f"{hashlib.sha256(os.fsencode(model)).hexdigest()[:12]}-{end}"
 
 
 def memory_only(algo: str) -> set[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Generator, Tensor, nn
@@ -17,8 +15,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from overopt_bench.conditioning import Conditioning, PromptEncoder
 from overopt_bench.errors import UserError
+from overopt_bench.pipelines import cast, configs_of, latent_side, refuse_unsupported
 from overopt_bench.runtime import ATTENTION, Runtime
-from overopt_bench.transition import Transition, ddim_transition, noise_from_velocity
+from overopt_bench.schedule import make_schedule
+from overopt_bench.transition import Transition
 from overopt_bench.types import Trajectory
 from overopt_bench.world import World
 
@@ -35,14 +35,15 @@ class DiffusionPolicy:
     log-probabilities are float32 whatever the precision of the passes.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline`` that predicts noise or velocity.
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``; see ``pipelines`` for which.
         num_steps: T. guidance_scale: w in eps = eps_u + w (eps_c - eps_u); 1 uses the prompt alone.
         eta: stochasticity, in (0, 1]. seed: of the adapter's initial weights.
         precision: of the U-Net, the text encoders and the VAE (XL's VAE overflows in float16 and stays float32).
         runtime: device, micro-batch, compilation, attention. world: the processes that share the sampling.
 
     Raises:
-        UserError: for another kind of pipeline, or an attention backend that cannot be used.
+        UserError: for another kind of pipeline, a number of steps that its schedule does not have, or an attention
+            backend that cannot be used.
     """
 
     def __init__(
@@ -50,35 +51,28 @@ class DiffusionPolicy:
         seed: int, precision: str = "float32", runtime: Runtime | None = None, world: World | None = None,
     ) -> None:  # fmt: skip
         runtime = runtime or Runtime()
-        self.velocity = _predicts_velocity(pipeline)
+        refuse_unsupported(type(pipeline).__name__, configs_of(pipeline))
+        self.schedule = make_schedule(pipeline.scheduler.config, num_steps, eta, runtime.device)
+        self.timesteps = self.schedule.timesteps
         self.device, self.world = torch.device(runtime.device), world or World(device=runtime.device)
         self.dtype = PRECISIONS[precision]
         self.micro_batch = runtime.micro_batch or MICRO_BATCH
         self.pipeline = pipeline.to(self.device)
         self.unet, self.vae = pipeline.unet, pipeline.vae
-        size = self.unet.config.sample_size
+        size = latent_side(self.unet.config)
         self.latent_shape = (self.unet.config.in_channels, size, size)
         self.encode = PromptEncoder(pipeline, self.device, size * pipeline.vae_scale_factor)
         self.vae_dtype = torch.float32 if self.encode.is_xl and self.dtype == torch.float16 else self.dtype
         for module in (self.unet, self.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if module is not None:
                 module.requires_grad_(False).eval()
-                _cast(module, self.vae_dtype if module is self.vae else self.dtype)
+                cast(module, self.vae_dtype if module is self.vae else self.dtype)
         self.unet.to(memory_format=torch.channels_last)
-        self.num_steps, self.guidance_scale, self.eta = num_steps, guidance_scale, eta
+        self.num_steps, self.guidance_scale = num_steps, guidance_scale
         self.nfe = 0
         self._add_adapter(lora_rank, lora_alpha, seed)
-        self._set_schedule(pipeline.scheduler.config)
         _set_attention(self.unet, runtime.attention)
         self._unet_forward: Any = torch.compile(self.unet) if runtime.compile else self.unet
-
-    def _set_schedule(self, config: Any) -> None:
-        scheduler = DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
-        scheduler.set_timesteps(self.num_steps)
-        self.timesteps = scheduler.timesteps.to(self.device)
-        before = (self.timesteps - scheduler.config.num_train_timesteps // self.num_steps).clamp(min=0)
-        alphas = scheduler.alphas_cumprod.to(self.device)
-        self._alpha, self._alpha_prev = alphas[self.timesteps], alphas[before]
 
     def _add_adapter(self, rank: int, alpha: int, seed: int) -> None:
         config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
@@ -101,10 +95,13 @@ class DiffusionPolicy:
         finally:
             self.unet.enable_adapters()
 
-    def guided_eps(
+    def guided_output(
         self, latents: Tensor, steps: Tensor, prompts: Sequence[str], recomputed: bool = False
     ) -> Tensor:  # fmt: skip
-        """The guided noise prediction ``[B, C, h, w]`` float32 for x_i ``[B, C, h, w]`` at each sample's own step ``[B]``.
+        """The U-Net's guided output ``[B, C, h, w]`` float32 for x_i ``[B, C, h, w]`` at each sample's own step ``[B]``.
+
+        ``schedule.prediction`` says what it is: noise, velocity or image. Guidance is the same for all three, for
+        at one x they are linear in each other.
 
         Args:
             recomputed: keep only the inputs of the whole pass for the backward pass.
@@ -124,7 +121,7 @@ class DiffusionPolicy:
         if w != 1:
             unconditional, conditional = out.chunk(2)
             out = unconditional + w * (conditional - unconditional)
-        return noise_from_velocity(latents, out, self._alpha[steps]) if self.velocity else torch.as_tensor(out)
+        return torch.as_tensor(out)
 
     def _unet(self, x: Tensor, t: Tensor, context: Conditioning) -> Tensor:
         with self._autocast():
@@ -140,8 +137,7 @@ class DiffusionPolicy:
         """p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
         if checkpoint:
             self.unet.enable_gradient_checkpointing()  # block by block; acts only where there is a graph
-        eps = self.guided_eps(latents, steps, prompts)
-        return ddim_transition(latents.float(), eps, self._alpha[steps], self._alpha_prev[steps], self.eta)
+        return self.schedule.transition(latents.float(), self.guided_output(latents, steps, prompts), steps)
 
     def draw_noise(self, n: int, generator: Generator) -> Tensor:
         """Noise of n chains ``[T+1, n, C, h, w]`` on the CPU; see ``types.Policy``."""
@@ -187,10 +183,8 @@ class DiffusionPolicy:
         latents, log_probs, kl = [x], [], []
         for i in range(self.num_steps):
             steps = torch.full((len(prompts),), i, device=self.device)
-            alpha, alpha_prev = self._alpha[steps], self._alpha_prev[steps]
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                eps = self.guided_eps(x, steps, prompts, recomputed)
-                step = ddim_transition(x, eps, alpha, alpha_prev, self.eta)
+                step = self.schedule.transition(x, self.guided_output(x, steps, prompts, recomputed), steps)
                 x_next = step.sample(noise[i + 1])
             with torch.no_grad():
                 log_probs.append(step.log_prob(x_next))
@@ -208,8 +202,17 @@ class DiffusionPolicy:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1], float32; differentiable."""
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae_dtype, memory_format=torch.channels_last)
+        latents = self._unscale(latents).to(self.vae_dtype, memory_format=torch.channels_last)
         return torch.as_tensor((self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1))
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        """From the U-Net's scale to the VAE's, as diffusers' pipelines do."""
+        config = self.vae.config
+        moments, scale = (config.get("latents_mean"), config.get("latents_std")), float(config.scaling_factor)
+        if None in moments:
+            return latents / scale
+        mean, std = (torch.tensor(values, device=latents.device).view(1, -1, 1, 1) for values in moments)  # per channel
+        return latents * std / scale + mean
 
     def state_dict(self) -> dict[str, Tensor]:
         """The adapter's weights."""
@@ -225,30 +228,6 @@ class DiffusionPolicy:
 
         layers = convert_state_dict_to_diffusers(self.state_dict())
         self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
-
-
-def _predicts_velocity(pipeline: Any) -> bool:
-    """False for a prediction of noise, True for one of velocity.
-
-    Raises:
-        UserError: for anything that is not text-to-image Stable Diffusion.
-    """
-    kind, scheduler = type(pipeline).__name__, getattr(pipeline, "scheduler", None)
-    if not all(hasattr(pipeline, part) for part in ("unet", "vae", "text_encoder")) or scheduler is None:
-        raise UserError(f"the policy needs a StableDiffusionPipeline or StableDiffusionXLPipeline, not a {kind}")
-    channels, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-    if channels != latent:
-        raise UserError(f"the U-Net takes {channels} channels and the VAE gives {latent}: inpainting is not supported")
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise UserError(f"the policy needs a pipeline that predicts epsilon or v_prediction, got {prediction!r}")
-    return bool(prediction == "v_prediction")
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)  # not module.to: diffusers warns of it, even where nothing changes
 
 
 def _set_attention(unet: Any, kind: str | None) -> None:

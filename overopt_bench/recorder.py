@@ -113,7 +113,10 @@ class Recorder:
         """The same settings with other weights would be another experiment."""
         for kind in ("weights", "rewards"):
             before, now = old.get(kind, {}), new.get(kind, {})
-            if other := [name for name in before if name in now and before[name] != now[name]]:
+            # a part that is read from files of another name is other weights too
+            parts = {name.rpartition("/")[0] for name in now if "/" in name}
+            gone = {name for name in before.keys() - now.keys() if name.rpartition("/")[0] in parts}
+            if other := [name for name in before if name in gone or (name in now and before[name] != now[name])]:
                 raise UserError(
                     f"{self.folder} was made with other weights of {', '.join(other)}; use another --tag or --out"
                 )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,16 +12,15 @@ import torch
 from torch import Tensor
 
 from overopt_bench.errors import UserError
+from overopt_bench.pipelines import latent_side, refuse_unsupported
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
 from overopt_bench.rewards.clip import CLIP_L, ClipScore, load_clip
 from overopt_bench.suites.architectures import ARCHITECTURES
-from overopt_bench.suites.loading import no_progress_bars
+from overopt_bench.suites.loading import hub_patterns, load_pipeline, loaded_files, read_configs, read_index
 from overopt_bench.types import Architecture, Suite, SuiteDefaults
 from overopt_bench.weights import Repo, Weights, digest, read_json
 
-KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 PUBLISHED = SuiteDefaults(  # DDPO's and TDPO's released settings
     num_steps=50, guidance_scale=5.0, eta=1.0, lora_rank=4, lora_alpha=4, budget=25_600, eval_points=11, eval_images=64,
     precision="float16",
@@ -88,23 +86,20 @@ class StableDiffusionSuite(Suite):
         """The folder of the base model's pipeline.
 
         Raises:
-            UserError: where it is missing, or is no Stable Diffusion.
+            UserError: where it is missing, or is no Stable Diffusion that can be trained.
         """
+        folder = self._find()
+        index = read_index(folder)
+        refuse_unsupported(index["_class_name"], read_configs(folder, index))
+        loaded_files(folder)
+        return folder
+
+    def _find(self) -> Path:
         assert self.repo is not None
         return self.weights.fetch(self.repo)
 
     def pipeline(self) -> Any:
-        import diffusers
-
-        kind = pipeline_kind(self.folder)
-        with no_progress_bars():
-            try:
-                return getattr(diffusers, kind).from_pretrained(
-                    self.folder, use_safetensors=True, local_files_only=True,
-                    **({} if kind == KINDS[1] else WITHOUT_SAFETY_CHECKER),
-                )  # fmt: skip
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
-                raise UserError(f"{self.folder} does not load as a {kind}: {error}") from None
+        return load_pipeline(self.folder)
 
     def architecture(self) -> Architecture:
         return ARCHITECTURES[self.kind]
@@ -134,27 +129,7 @@ class StableDiffusionSuite(Suite):
         return ClipScore(self.clip, self.clip, self.clip_tokenizer, None)
 
     def weights_hashes(self) -> dict[str, str]:
-        found = sorted(self.folder.glob("*/*.safetensors"))
-        used = [f for f in found if f.name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
-        return {str(f.relative_to(self.folder)): digest(f) for f in used}
-
-
-def pipeline_kind(folder: Path) -> str:
-    """The class that ``model_index.json`` names, where it is one of ``KINDS``.
-
-    Raises:
-        UserError: for anything else.
-    """
-    try:
-        index: Mapping[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = str(index["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} is no diffusers pipeline: model_index.json cannot be read ({type(error).__name__})"
-        ) from None
-    if kind not in KINDS:
-        raise UserError(f"{folder} holds a {kind}; what can be trained are {' and '.join(KINDS)}")
-    return kind
+        return {str(f.relative_to(self.folder)): digest(f) for f in loaded_files(self.folder)}
 
 
 @register_suite
@@ -217,28 +192,19 @@ class AnyStableDiffusion(StableDiffusionSuite):
     def missing(self) -> str | None:
         return self.NO_MODEL if self.model is None else super().missing()
 
-    @cached_property
-    def folder(self) -> Path:
+    def _find(self) -> Path:
         if self.model is None:
             raise UserError(self.NO_MODEL)
-        model, _, revision = self.model.partition("@")
-        if Path(model).expanduser().is_dir():
-            path = Path(model).expanduser()
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-            from huggingface_hub import snapshot_download
-
-            try:
-                patterns = ["*.json", "*.txt", "*/model.safetensors", "*/diffusion_pytorch_model.safetensors"]
-                path = Path(snapshot_download(model, revision=revision or None, allow_patterns=patterns))
-            except Exception as error:  # offline mode, no network, no such repository: an exception for each
-                raise UserError(
-                    f"--model {model}: no such folder, and the Hub gave none ({type(error).__name__}); where there is a"
-                    f" network: hf download {model}{f' --revision {revision}' if revision else ''}"
-                ) from None
-        else:
-            raise UserError(f"--model {model}: neither a folder nor a Hub id such as owner/name")
-        pipeline_kind(path)
-        return path
+        path = Path(os.path.expanduser(self.model))
+        if path.is_dir():  # whatever its name, also one that a Hub id could have
+            return path
+        if path.is_file():
+            raise UserError(f"--model {self.model} is a file; what is needed is the folder of a diffusers pipeline")
+        if name := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", self.model):
+            return fetch_pipeline(name[1], name[2])
+        raise UserError(
+            f"--model {self.model}: neither a folder nor a Hub id such as owner/name or owner/name@REVISION"
+        )
 
     def architecture(self) -> Architecture:
         """Its own, but for the text encoders, whose size is little beside the rest."""
@@ -249,4 +215,27 @@ class AnyStableDiffusion(StableDiffusionSuite):
     def image_size(self) -> int:  # type: ignore[override]
         """What the pipeline draws: its U-Net's size times the VAE's factor."""
         configs = self.architecture()
-        return int(configs.unet["sample_size"] * 2 ** (len(configs.vae["block_out_channels"]) - 1))
+        halvings = len(configs.vae.get("block_out_channels", (64,))) - 1
+        return int(latent_side(configs.unet) * 2**halvings)
+
+
+def fetch_pipeline(model: str, revision: str | None) -> Path:
+    """The folder of a Hub repository's pipeline in the Hub's cache; what is not read is not fetched.
+
+    Raises:
+        UserError: where neither the Hub nor its cache has it, or it has no safetensors.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        names = list_repo_files(model, revision=revision)
+    except Exception:  # offline mode, no network, no such repository: an exception for each, and the cache may have it
+        names = []
+    patterns = hub_patterns(names, model)
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=not names))
+    except Exception as error:
+        raise UserError(
+            f"--model {model}: no such folder, and the Hub gave none ({type(error).__name__}); where there is a"
+            f" network: hf download {model}{f' --revision {revision}' if revision else ''}"
+        ) from None
