@@ -82,7 +82,7 @@ def _scheduler(config: Mapping[str, Any]) -> Iterator[str]:
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         yield (
-            f"the checkpoint was made for a {name}, which is no sampler of a schedule of betas; allowed are"
+            f"the checkpoint's scheduler {name} is not of a network that takes timesteps of a schedule of betas; allowed are"
             f" {', '.join(SCHEDULERS)}"
         )
     prediction_of(config)
@@ -97,7 +97,7 @@ def _scheduler(config: Mapping[str, Any]) -> Iterator[str]:
 def _unet(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     unet, vae = configs["unet"], configs["vae"]
     if unet.get("_class_name") != "UNet2DConditionModel":
-        yield f"the pipeline's U-Net is a {unet.get('_class_name')}; what can be trained is a UNet2DConditionModel"
+        yield f"the pipeline's U-Net is of class {unet.get('_class_name')}; what can be trained is UNet2DConditionModel"
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != latent:
         yield f"the U-Net takes {channels} channels and the VAE gives {latent}: inpainting is not supported"
@@ -133,7 +133,7 @@ def _text(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _vae(config: Mapping[str, Any], is_xl: bool) -> Iterator[str]:
     if config.get("_class_name") != "AutoencoderKL":
-        yield f"the pipeline's VAE is a {config.get('_class_name')}; what can be used is an AutoencoderKL"
+        yield f"the pipeline's VAE is of class {config.get('_class_name')}; what can be used is AutoencoderKL"
     if config.get("shift_factor"):
         yield f"the VAE has shift_factor {config['shift_factor']}, which the pipelines of Stable Diffusion do not know"
     standardised = config.get("latents_mean") is not None and config.get("latents_std") is not None

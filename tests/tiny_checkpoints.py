@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,6 +189,26 @@ def hps(folder: Path) -> None:
         torch.save(
             {"state_dict": {k: v.half() for k, v in enliven(CLIP(**config)).state_dict().items()}}, folder / name
         )
+
+
+def edited(source: Path, folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Path:
+    """A copy of a checkpoint whose configuration files say something else; weights are links to the same files.
+
+    Args:
+        changes: path of a JSON file to the values that it gets; None takes a value out.
+    """
+    for path in source.rglob("*"):
+        target = folder / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    for name, values in changes.items():
+        content = json.loads((folder / name).read_text()) | dict(values)
+        (folder / name).unlink()  # not written through the link
+        (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return folder
 
 
 def make_tiny_checkpoints(folder: Path, seed: int = 0) -> Path:

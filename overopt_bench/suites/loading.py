@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +157,9 @@ def load_pipeline(folder: Path) -> Any:
     index = read_index(folder)
     kind, files = index["_class_name"], weight_files(folder)
     options = {"use_safetensors": True, "local_files_only": True}
-    with no_progress_bars():
+    with no_progress_bars(), warnings.catch_warnings():
+        # old settings that diffusers warns of at length and overrides, or that the policy's own sampler does not read
+        warnings.simplefilter("ignore", FutureWarning)
         try:
             # a variant is asked for part by part: for a whole pipeline diffusers would prefer it to the plain files
             parts = {
