@@ -40,7 +40,8 @@ def assemble(
         rewards: loaded, the proxy among them; all that will be on the device count where micro-batches are chosen.
 
     Raises:
-        UserError: for a pipeline that cannot be trained, a GPU too small for it, or prompts that no reward can judge.
+        UserError: for a pipeline that cannot be trained or does not run, a GPU too small for it, or prompts that no
+            reward can judge.
     """
     check_prompts(config, suite)
     cls: Any = algorithms.get(config.algo)
@@ -56,6 +57,7 @@ def assemble(
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
         runtime=replace(runtime, micro_batch=sampling), world=world,
     )  # fmt: skip
+    policy.try_once()
     budget = Budget(config.budget_unit, config.budget, lambda: policy.nfe)
     generators, prompts = Generators(config.seed), config.training_prompts(suite)
     proxy = rewards[config.proxy]

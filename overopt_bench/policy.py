@@ -139,6 +139,28 @@ class DiffusionPolicy:
             self.unet.enable_gradient_checkpointing()  # block by block; acts only where there is a graph
         return self.schedule.transition(latents.float(), self.guided_output(latents, steps, prompts), steps)
 
+    @torch.no_grad()
+    def try_once(self) -> None:
+        """Take one step and decode it, so that a base model which cannot be run is known before anything is written.
+
+        Raises:
+            UserError: where its parts do not fit each other, or give something that is not finite.
+        """
+        nfe, forward = self.nfe, self._unet_forward
+        self._unet_forward = self.unet  # a compiled one would be compiled for this one shape first
+        x = torch.randn((1, *self.latent_shape), generator=Generator().manual_seed(0)).to(self.device)
+        try:
+            image = self.decode(self.transition(x, torch.zeros(1, dtype=torch.long, device=self.device), [""]).mean)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"the base model does not run, its parts do not fit each other: {error}") from None
+        finally:
+            self.nfe, self._unet_forward = nfe, forward
+        if not bool(image.isfinite().all()):
+            advice = "; try --precision float32" if self.dtype != torch.float32 else ", its weights are damaged"
+            raise UserError(f"the base model draws an image that is not finite{advice}")
+
     def draw_noise(self, n: int, generator: Generator) -> Tensor:
         """Noise of n chains ``[T+1, n, C, h, w]`` on the CPU; see ``types.Policy``."""
         # chain by chain, so that micro-batches of any size draw the same noise

@@ -122,9 +122,11 @@ class _Session:
                 self._loop()
             except FloatingPointError as error:
                 self.recorder.status("failed", self.budget.queries, str(error))
-                raise RunError(
-                    f"{error}; stopped at {self.budget.queries} queries, the last good checkpoint is kept in {self.recorder.folder}"
-                ) from None
+                saved = any((self.recorder.folder / "checkpoint").iterdir())
+                kept = (
+                    f"the last good checkpoint is kept in {self.recorder.folder}" if saved else "nothing was saved yet"
+                )
+                raise RunError(f"{error}; stopped at {self.budget.queries} queries, {kept}") from None
             except torch.cuda.OutOfMemoryError:
                 self.recorder.status("failed", self.budget.queries, "out of GPU memory")
                 raise RunError(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tiny_checkpoints import edited
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import edited, unet
 
 from overopt_bench import cli
+from overopt_bench.config import resolve
 from overopt_bench.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
 
@@ -86,12 +89,51 @@ def test_what_is_not_supported_is_refused_in_one_line_before_anything_is_written
     assert not (tmp_path / "out").exists()
 
 
-def test_doctor_refuses_what_a_run_would(
+def test_the_other_commands_refuse_what_a_run_would(
     tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Also a model that was changed after the run."""
     model = edited(tiny_weights / SD, tmp_path / "model", {UNET: {"time_cond_proj_dim": 16}})
-    assert cli.main(["doctor", "--model", str(model), "--device", "cpu"]) != 0
-    assert "distilled models are not supported" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "seed0/adapter").mkdir(parents=True)
+    (tmp_path / "seed0/adapter/pytorch_lora_weights.safetensors").touch()
+    given = {"algo": "ddpo", "proxy": "jpeg_compressibility", "suite": "sd", "model": str(model)}
+    (tmp_path / "seed0/config.json").write_text(json.dumps({"config": resolve(given).model_dump(mode="json")}))
+    for words in (
+        ["doctor", "--model", str(model)],
+        ["bench", "--model", str(model)],
+        ["sample", str(tmp_path / "seed0"), "--prompt", "cat", "--out", str(tmp_path / "out")],
+        ["eval", str(tmp_path / "seed0"), "--prompt", "cat"],
+    ):
+        assert cli.main([*words, "--device", "cpu", "--weights", str(tiny_weights)]) == 2, words
+        assert "distilled models are not supported" in capsys.readouterr().err.splitlines()[-1], words
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_written(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = edited(tiny_weights / SD, tmp_path / "model", {})
+    path = model / "unet/diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    path.unlink()
+    save_file(state | {"conv_in.bias": state["conv_in.bias"] * float("nan")}, path, metadata={"format": "pt"})
+    assert run(model, tiny_weights, tmp_path / "out") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: the base model draws an image that is not finite, its weights are damaged"
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A U-Net whose blocks attend to embeddings of several widths, of which the text encoder gives one."""
+    model = edited(tiny_weights / SD, tmp_path / "model", {})
+    shutil.rmtree(model / "unet")
+    unet(cross_attention_dim=(32, 48)).save_pretrained(model / "unet")
+    assert run(model, tiny_weights, tmp_path / "out") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: the base model does not run, its parts do not fit each other: ")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def clip_model(projection: int, act: str) -> CLIPModel:
     )
 
 
-def _unet(**extra: Any) -> UNet2DConditionModel:
+def unet(**extra: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1,
         norm_num_groups=8, attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -121,7 +121,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> None:
         else DDIMScheduler(prediction_type=prediction, set_alpha_to_one=False, clip_sample=False, **SCHEDULE)
     )
     StableDiffusionPipeline(
-        _vae(), CLIPTextModel(_text_config()), tokenizer, _unet(cross_attention_dim=32), scheduler,
+        _vae(), CLIPTextModel(_text_config()), tokenizer, unet(cross_attention_dim=32), scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
 
@@ -140,13 +140,13 @@ def as_published(folder: Path) -> None:
 
 def stable_diffusion_xl(folder: Path) -> None:
     one, two = write_tokenizer(folder / "tokenizer"), write_tokenizer(folder / "tokenizer_2")
-    unet = _unet(
+    xl_unet = unet(
         cross_attention_dim=32 + 24, addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=16 + 6 * 8,
     )  # fmt: skip
     encoders = CLIPTextModel(_text_config()), CLIPTextModelWithProjection(_text_config(24, 16))
     StableDiffusionXLPipeline(
-        _vae(), *encoders, one, two, unet, EulerDiscreteScheduler(**SCHEDULE), force_zeros_for_empty_prompt=True
+        _vae(), *encoders, one, two, xl_unet, EulerDiscreteScheduler(**SCHEDULE), force_zeros_for_empty_prompt=True
     ).save_pretrained(folder)
 
 
@@ -205,10 +205,15 @@ def edited(source: Path, folder: Path, changes: Mapping[str, Mapping[str, Any]])
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, target)
     for name, values in changes.items():
-        content = json.loads((folder / name).read_text()) | dict(values)
-        (folder / name).unlink()  # not written through the link
-        (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+        edit_json(folder / name, values)
     return folder
+
+
+def edit_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Give a JSON file these values; None takes a value out. A file that is linked elsewhere stays as it is there."""
+    content = json.loads(path.read_text()) | dict(values)
+    path.unlink()
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
 def make_tiny_checkpoints(folder: Path, seed: int = 0) -> Path:
