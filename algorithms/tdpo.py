@@ -12,7 +12,6 @@ from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.algorithms.recycler import Recycler
 from overopt_bench.moments import moments, standardise
-from overopt_bench.optimizer import Optimizer
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
 
@@ -65,10 +64,9 @@ class TDPO(Algorithm):
             params.critic_dropout,
             ctx.generators["critic"],
         ).to(ctx.policy.device)
-        self.critic_optimizer = Optimizer(
-            self.critic.parameters(), lr=params.critic_lr, weight_decay=params.weight_decay,
-            max_grad_norm=params.max_grad_norm, world=ctx.policy.world,
-        )  # fmt: skip
+        self.critic_optimizer = ctx.optimizer(
+            self.critic.parameters(), params.critic_lr, params.weight_decay, params.max_grad_norm
+        )
         self.per_prompt_stats = PerPromptStats(params.stats_buffer, params.stats_min_count)
         self.recycler = Recycler(self.critic, self.critic_optimizer.adamw, params, ctx.generators["critic"])
 

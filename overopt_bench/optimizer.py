@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,9 +11,14 @@ from torch import Tensor, nn
 
 from overopt_bench.world import World
 
+MAX_SKIPPED = 10  # steps in a row: float16's loss scale has been halved as often by then, and it is no longer the cause
+
 
 class Optimizer:
     """One optimizer step is any number of ``backward`` calls, whose gradients add up, and one ``step``.
+
+    A step whose gradient is not finite is skipped and counted, in every precision; ``MAX_SKIPPED`` in a row are an error.
+    All processes skip the same steps, for they see the same summed gradient.
 
     Args:
         parameters: float32. world: gradients are summed over its processes, so a loss is divided by the *global* batch.
@@ -27,24 +33,48 @@ class Optimizer:
         self.parameters, self.max_grad_norm, self.world = list(parameters), max_grad_norm, world
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
+        self.skipped_in_a_row, self._skipped = 0, 0
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss."""
         self.scaler.scale(loss).backward()
 
     def step(self) -> float:
-        """Update, and forget the gradient. Returns its norm before clipping; 0 where float16 overflowed and nothing was done."""
+        """Update, and forget the gradient.
+
+        Returns:
+            The gradient's norm before clipping; 0 where it was not finite and nothing was changed.
+
+        Raises:
+            FloatingPointError: where that happened ``MAX_SKIPPED`` times in a row.
+        """
         self.world.sum_gradients(self.parameters)
         self.scaler.unscale_(self.adamw)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.scaler.step(self.adamw)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        finite = math.isfinite(norm)
+        if finite:
+            self.scaler.step(self.adamw)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped_in_a_row += 1
+            self._skipped += 1
         self.scaler.update()
         self.adamw.zero_grad(set_to_none=True)
-        return norm.item() if not self.scaler.is_enabled() or torch.isfinite(norm) else 0.0
+        if self.skipped_in_a_row >= MAX_SKIPPED:
+            raise FloatingPointError(f"the gradient was not finite in {MAX_SKIPPED} optimizer steps in a row")
+        return norm if finite else 0.0
+
+    def take_skipped(self) -> int:
+        """How many steps were skipped since the last call."""
+        skipped, self._skipped = self._skipped, 0
+        return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adamw": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "adamw": self.adamw.state_dict(), "scaler": self.scaler.state_dict(), "skipped_in_a_row": self.skipped_in_a_row
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.adamw.load_state_dict(state["adamw"])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)  # checkpoints did not always hold it

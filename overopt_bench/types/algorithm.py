@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from overopt_bench.optimizer import Optimizer
 from overopt_bench.types.policy import Policy
@@ -52,6 +52,7 @@ class TrainContext:
             "critic" (critic initialisation, resets, dropout), "prompts".
         budget_left: queries that may still be spent (a large number for other budget units).
         micro_batch: samples per pass with a graph, unless an algorithm's own parameter says otherwise.
+        optimizers: those that were made here; the harness records the steps that they skip.
 
     With several processes all see the same numbers and generators; ``policy.world`` says which share is this one's.
     """
@@ -65,13 +66,22 @@ class TrainContext:
     generators: dict[str, Generator]
     budget_left: Callable[[], int]
     micro_batch: int = 128
+    optimizers: list[Optimizer] = field(default_factory=list)
 
     def policy_optimizer(self, lr: float, weight_decay: float, max_grad_norm: float) -> Optimizer:
         """The optimizer of the policy's trainable parameters."""
-        return Optimizer(
-            self.policy.trainable(), lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
-            world=self.policy.world, scaled=self.policy.dtype == torch.float16,
+        scaled = self.policy.dtype == torch.float16
+        return self.optimizer(self.policy.trainable(), lr, weight_decay, max_grad_norm, scaled=scaled)
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, max_grad_norm: float, *, scaled: bool = False
+    ) -> Optimizer:  # fmt: skip
+        """An optimizer of any other float32 parameters, such as a critic's; see ``Optimizer``."""
+        made = Optimizer(
+            parameters, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm, world=self.policy.world, scaled=scaled
         )  # fmt: skip
+        self.optimizers.append(made)
+        return made
 
 
 @dataclass(frozen=True)
