@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from overopt_bench.adapter import finite, read_lora, write_lora
 from overopt_bench.conditioning import Conditioning, PromptEncoder
 from overopt_bench.errors import UserError
 from overopt_bench.pipelines import cast, configs_of, latent_side, refuse_unsupported
@@ -69,13 +70,16 @@ class DiffusionPolicy:
                 cast(module, self.vae_dtype if module is self.vae else self.dtype)
         self.unet.to(memory_format=torch.channels_last)
         self.num_steps, self.guidance_scale = num_steps, guidance_scale
+        self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
         self.nfe = 0
-        self._add_adapter(lora_rank, lora_alpha, seed)
+        self._add_adapter(seed)
         _set_attention(self.unet, runtime.attention)
         self._unet_forward: Any = torch.compile(self.unet) if runtime.compile else self.unet
 
-    def _add_adapter(self, rank: int, alpha: int, seed: int) -> None:
-        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
+    def _add_adapter(self, seed: int) -> None:
+        config = LoraConfig(
+            r=self.lora_rank, lora_alpha=self.lora_alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS)
+        )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.unet.add_adapter(config)
@@ -179,6 +183,9 @@ class DiffusionPolicy:
         Returns:
             The trajectory and, where asked, the KL to the base model of each step ``[B, T]`` in nats
             (E over on-policy trajectories of its sum is the exact path KL).
+
+        Raises:
+            FloatingPointError: for images that are not finite, which not every reward notices.
         """
 
         def work(rows: Tensor) -> tuple[Tensor, ...]:
@@ -187,6 +194,8 @@ class DiffusionPolicy:
             return (t.latents, t.log_probs, t.images, *([] if kl is None else [kl]))
 
         latents, log_probs, images, *kl = self.world.map(work, len(prompts), self.micro_batch)
+        if not bool((good := images.isfinite().flatten(1).all(1)).all()):
+            raise FloatingPointError(f"{int((~good).sum())} of {len(good)} images that the policy drew are not finite")
         return Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images), kl[0] if with_kl else None
 
     def rollout_from(
@@ -237,19 +246,36 @@ class DiffusionPolicy:
         return latents * std / scale + mean
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The adapter's weights."""
-        return dict(get_peft_model_state_dict(self.unet))
+        """The adapter's weights.
+
+        Raises:
+            FloatingPointError: where one is not finite, so that no such state is ever saved.
+        """
+        return finite(dict(get_peft_model_state_dict(self.unet)))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the adapter's weights."""
         set_peft_model_state_dict(self.unet, state)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the LoRA in the format that ``pipeline.load_lora_weights(folder)`` reads."""
-        from diffusers.utils import convert_state_dict_to_diffusers
+        """Write the LoRA, its alpha included, so that ``pipeline.load_lora_weights(folder)`` reads it.
 
-        layers = convert_state_dict_to_diffusers(self.state_dict())
-        self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+        Raises:
+            OSError: where it cannot be written. FloatingPointError: where a weight is not finite.
+        """
+        write_lora(folder, self.state_dict(), rank=self.lora_rank, alpha=self.lora_alpha, targets=LORA_TARGETS)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Read what ``save_adapter`` wrote for a policy of the same rank and alpha.
+
+        Raises:
+            UserError: where there is none, or it is damaged or of another shape.
+            FloatingPointError: where a weight is not finite.
+        """
+        state, own = read_lora(folder), self.state_dict()
+        if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
+            raise UserError(f"{folder} holds no adapter of rank {self.lora_rank} for this base model")
+        self.load_state_dict(finite(state))
 
 
 def _set_attention(unet: Any, kind: str | None) -> None:

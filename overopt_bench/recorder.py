@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,11 @@ class Recorder:
             for old in sorted(folder.glob("*.pt"))[:-KEEP]:
                 old.unlink()
 
+    def adapter(self, save: Callable[[Path], None]) -> None:
+        """Have ``save`` write the trained weights into the folder that it is given."""
+        with self._disk():
+            save(self.folder / "adapter")
+
     def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest checkpoint that loads, and what was wrong with newer ones. Drops metric lines past it."""
         complaints = []
@@ -183,6 +188,8 @@ class Recorder:
                 end = int(state.pop("metrics_bytes"))
                 if end > (self.folder / "metrics.jsonl").stat().st_size:
                     raise ValueError("metrics.jsonl is shorter than the checkpoint says")
+                if not all(bool(weight.isfinite().all()) for weight in state.get("policy", {}).values()):
+                    raise ValueError("it holds weights that are not finite, which no run saves")
             except Exception as error:  # a damaged pickle can raise almost anything
                 complaints.append(f"checkpoint {path.name} is damaged ({type(error).__name__}); trying the one before")
                 path.unlink()
@@ -218,6 +225,9 @@ class Bystander(Recorder):
         return None
 
     def checkpoint(self, queries: int, state: Mapping[str, Any]) -> None:
+        return None
+
+    def adapter(self, save: Callable[[Path], None]) -> None:
         return None
 
     def close(self) -> None:
