@@ -19,6 +19,7 @@ from overopt_bench.types import Candidates, Reward, Suite
 
 IMAGES_PER_PROMPT = 4  # pairs within a prompt give the diversity
 COLUMNS = 16
+CALIBRATION_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ class Evaluator:
         }
         self.pool = Pool()
 
-    def base_samples(self, count: int) -> tuple[Tensor, tuple[str, ...]]:
+    def base_samples(self, count: int = CALIBRATION_IMAGES) -> tuple[Tensor, tuple[str, ...]]:
         """``count`` images of the base model ``[count, 3, H, W]`` over all training prompts, and their prompts.
 
-        Their noise is that of no evaluation, and the same whenever they are drawn.
+        Rewards are standardised on them. Their noise is that of no evaluation, and the same whenever they are drawn.
         """
         shape = self.splits[0].noise[:, 0].shape
         split = make_split(
@@ -164,7 +165,7 @@ class Evaluator:
         """Ask all rewards about base samples that a method without training just scored; the images are not kept."""
         images = found.images.to(self.policy.device).float() / 255
         for name, reward in self.rewards.items():
-            new = shared_scores(reward, images, found.prompts, self.policy.world).cpu()
+            new = checked(shared_scores(reward, images, found.prompts, self.policy.world), name, found.prompts).cpu()
             self.pool.scores[name] = torch.cat([self.pool.scores.get(name, torch.empty(0)), new])
         self.pool.proxy = torch.cat([self.pool.proxy, found.proxy])
         self.pool.prompts += found.prompts

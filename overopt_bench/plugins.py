@@ -99,6 +99,8 @@ def probe_reward(reward: Reward, suite: Suite, prompts: Sequence[str]) -> None:
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     prompts = [*prompts[:2], *prompts[:1]][:2]
     try:
+        if reward.needs_base_samples:
+            reward.load_calibration(reward.calibrate(images, prompts))
         scores = reward(images.requires_grad_(reward.differentiable), prompts)
     except Exception as error:  # a stranger's code may raise anything
         raise UserError(

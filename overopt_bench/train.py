@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ from overopt_bench.assembly import assemble
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import RunError, UserError
 from overopt_bench.evaluate import Evaluator
+from overopt_bench.optimizer import MAX_SKIPPED
 from overopt_bench.plugins import Plugin
 from overopt_bench.progress import Progress
 from overopt_bench.provenance import provenance, resume_command
@@ -27,7 +29,6 @@ from overopt_bench.trackers import Tracker
 from overopt_bench.types import Algorithm
 from overopt_bench.world import join_world
 
-CALIBRATION_IMAGES = 128
 ROUNDED = 0.05  # share of ratios that rounding may put outside the clip range without a warning
 SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is written changes no number
 
@@ -102,7 +103,7 @@ class _Session:
         )
         self.recorder = open_recorder(config.folder(out), config, origin, self.world)
         self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
-        self.round, self.point, self._warned = 0, 0, False
+        self.round, self.point, self._warned, self._warned_skipped = 0, 0, False, False
 
     def run(self) -> None:
         """Go on from the newest checkpoint until the budget is spent."""
@@ -112,7 +113,7 @@ class _Session:
         state, complaints = self.world.on_main(self.recorder.resume)
         for line in complaints:
             self._say(f"warning: {line}", sys.stderr)
-        self._calibrate(new=state is None)
+        self._calibrate(state)
         if state is not None:
             self._load(state)
             self._say(f"going on at {self.budget.queries} queries")
@@ -150,18 +151,20 @@ class _Session:
         if self.world.main:
             print(line, file=file or sys.stdout, flush=True)
 
-    def _calibrate(self, new: bool) -> None:
-        """Show base samples of the training prompts to the rewards that are standardised on them."""
+    def _calibrate(self, state: Mapping[str, Any] | None) -> None:
+        """Standardise the rewards that need it: as the checkpoint says, else on base samples of the training prompts."""
+        self.calibration: dict[str, dict[str, float]] = dict(state.get("calibration", {})) if state else {}
         asking = [reward for reward in self.rewards.values() if reward.needs_base_samples]
-        if not asking:
-            return
-        images, prompts = self.evaluator.base_samples(CALIBRATION_IMAGES)
+        if absent := [reward for reward in asking if reward.name not in self.calibration]:
+            images, prompts = self.evaluator.base_samples()
+            for reward in absent:
+                # one process's values for all: a reward must not depend on the card that scores
+                facts = self.calibration[reward.name] = self.world.on_main(partial(reward.calibrate, images, prompts))
+                if state is None:
+                    row = {**self._where(), "reward": reward.name, "images": len(images), **facts}
+                    self.recorder.write("calibration", row)
         for reward in asking:
-            facts = reward.calibrate(images, prompts)
-            if new:
-                self.recorder.write(
-                    "calibration", {**self._where(), "reward": reward.name, "images": len(images), **facts}
-                )
+            reward.load_calibration(self.calibration[reward.name])
 
     def _loop(self) -> None:
         saved = time.monotonic()
@@ -211,12 +214,25 @@ class _Session:
                 f"warning: {metrics['clipfrac/first']:.0%} of ratios are outside the clip range before any update, by rounding"
                 f" alone ({self.config.precision}); a finer --precision or a wider clip_range would mend it", sys.stderr,
             )  # fmt: skip
+        metrics = {**metrics, **self._skipped_steps()}
         row = {**self._where(), "round": self.round, **metrics}
         self.recorder.write("train", row)
         self.tracker.log(metrics, self.budget.queries)
         for event in self.algorithm.critic_events():
             self.recorder.write("critic", {**self._where(), "round": self.round, **event})
         self.progress.trained(metrics)
+
+    def _skipped_steps(self) -> dict[str, float]:
+        """How many optimizer steps of this round were skipped; nothing where nothing is optimised."""
+        optimizers = self.algorithm.ctx.optimizers
+        skipped = sum(optimizer.take_skipped() for optimizer in optimizers)
+        if skipped and not self._warned_skipped:
+            self._warned_skipped = True
+            self._say(
+                f"warning: round {self.round} skipped {skipped} of its optimizer steps, for the gradient was not finite; float16"
+                f" overflows now and then, {MAX_SKIPPED} in a row end the run (optimizer_steps/skipped counts them)", sys.stderr,
+            )  # fmt: skip
+        return {"optimizer_steps/skipped": skipped} if optimizers else {}
 
     def _select(self) -> None:
         """A round of a method without training. One that spends nothing (``base``) stands at the budget's end at once."""
@@ -250,14 +266,13 @@ class _Session:
         state = {
             "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(), "budget": self.budget.state_dict(),
             "generators": self.generators.state_dict(), "pool": self.evaluator.pool.state_dict(),
-            "round": self.round, "point": self.point,
+            "round": self.round, "point": self.point, "calibration": self.calibration,
         }  # fmt: skip
         self.recorder.checkpoint(self.budget.queries, state)
         self._save_adapter()
 
     def _save_adapter(self) -> None:
-        if self.world.main:
-            self.policy.save_adapter(self.recorder.folder / "adapter")
+        self.recorder.adapter(self.policy.save_adapter)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])

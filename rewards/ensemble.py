@@ -6,7 +6,8 @@ rewards often share a CLIP, so their errors are not independent as the paper's a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ UNCERTAINTY_WEIGHT = 0.5  # lambda of uwo: ours, for members of deviation 1; the
 
 
 class Ensemble(Reward):
-    """What the three share. Before ``calibrate`` has seen base samples it cannot score."""
+    """What the three share. Before ``calibrate`` or ``load_calibration`` it cannot score."""
 
     needs_base_samples = True
     members: ClassVar[tuple[str, ...]]
@@ -43,20 +44,34 @@ class Ensemble(Reward):
             rewards.get(name, suite.family()).check_prompts(prompts, suite)
 
     def calibrate(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """Take each member's mean and deviation over base samples ``[B, 3, H, W]``.
+        """Take each member's mean and deviation over two or more base samples ``[B, 3, H, W]``, and return them.
 
         Raises:
-            UserError: where a member gives all of them the same score.
+            UserError: where a member gives all of them the same score, or one that is not finite.
         """
         with torch.no_grad():
             scores = self._scores(images, prompts)  # [K, B]
-        mean, std = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
+        facts: dict[str, float] = {}
         for name, own in zip(self.members, scores, strict=True):
+            if not bool(own.isfinite().all()):
+                raise UserError(f"{name} gives a base sample no finite score, so it cannot be part of {self.name}")
             if moments(own)[1] == 0:
                 raise UserError(f"{name} gives every base sample the same score, so it cannot be part of {self.name}")
-        self._scale = (mean, std)
-        facts = zip(self.members, mean.flatten().tolist(), std.flatten().tolist(), strict=True)
-        return {key: value for name, m, s in facts for key, value in ((f"{name}/mean", m), (f"{name}/std", s))}
+            facts |= {f"{name}/mean": own.mean().item(), f"{name}/std": own.std().item()}
+        self.load_calibration(facts)
+        return facts
+
+    def load_calibration(self, facts: Mapping[str, float]) -> None:
+        """Take each member's mean and deviation as ``calibrate`` returned them.
+
+        Raises:
+            UserError: where one is missing or not finite, or a deviation is not positive.
+        """
+        means, deviations = ([facts.get(f"{name}/{key}", math.nan) for name in self.members] for key in ("mean", "std"))
+        for name, mean, std in zip(self.members, means, deviations, strict=True):
+            if not (math.isfinite(mean) and 0 < std < math.inf):
+                raise UserError(f"{self.name} cannot be standardised with mean {mean} and deviation {std} of {name}")
+        self._scale = torch.tensor(means)[:, None], torch.tensor(deviations)[:, None]  # [K, 1]
 
     def _scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.stack([reward(images, prompts) for reward in self.loaded])
@@ -64,8 +79,9 @@ class Ensemble(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         if self._scale is None:
             raise UserError(f"{self.name} is standardised on base samples and has seen none")
-        mean, std = self._scale
-        return self.combine((self._scores(images, prompts) - mean) / std)
+        scores = self._scores(images, prompts)  # [K, B]
+        mean, std = (part.to(scores) for part in self._scale)
+        return self.combine((scores - mean) / std)
 
     def combine(self, scores: Tensor) -> Tensor:
         """Standardised scores ``[K, B]`` of the members to scores ``[B]``."""

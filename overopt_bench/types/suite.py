@@ -25,7 +25,7 @@ class Reward(ABC):
         name: registry name. differentiable: scores carry gradients to pixels.
         needs_prompt: False when the prompt is ignored.
         feature_dim: D of ``features``, or None where the reward has no encoder of its own.
-        needs_base_samples: ``calibrate`` must be called with images of the base model first.
+        needs_base_samples: ``calibrate`` must be called with images of the base model first, or ``load_calibration``.
     """
 
     name: ClassVar[str]
@@ -52,8 +52,20 @@ class Reward(ABC):
         return self(torch.stack([square(picture, side) for picture in pictures]).to(device), prompts)
 
     def calibrate(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-        """See base samples before anything else, for rewards with ``needs_base_samples``; returns what is recorded."""
+        """See base samples before anything else, for rewards with ``needs_base_samples``.
+
+        Returns:
+            What was learned from them; it is recorded and saved, and ``load_calibration`` takes it back.
+        """
         return {}
+
+    def load_calibration(self, facts: Mapping[str, float]) -> None:
+        """Take what ``calibrate`` returned, here or on another machine, instead of base samples.
+
+        Raises:
+            UserError: where something is missing or cannot be.
+        """
+        raise NotImplementedError(f"reward {self.name!r} cannot take back what it learned from base samples")
 
     @classmethod
     def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
