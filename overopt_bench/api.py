@@ -141,7 +141,7 @@ def eval(
 
     load_plugins(plugin)
     table = assess(Path(run), prompt or (), reward or (), count, seed, make_runtime(device, weights))
-    print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.4f}", na_rep="-"))
     return table
 
 

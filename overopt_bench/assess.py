@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from overopt_bench.draw import read_config, sample_images, trained_pipeline
-from overopt_bench.errors import UserError
+from overopt_bench.budget import checked
+from overopt_bench.draw import plan, read_config, sample_images, trained_policy
+from overopt_bench.errors import RunError, UserError
+from overopt_bench.evaluate import Evaluator
 from overopt_bench.prompts.tidy import tidy
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
 from overopt_bench.runtime import Runtime
 from overopt_bench.stats import paired_difference
-from overopt_bench.types import Suite
+from overopt_bench.types import Reward, Suite
 
 
 @torch.no_grad()
@@ -23,6 +28,8 @@ def assess(
     run: Path, prompts: Sequence[str], names: Sequence[str], count: int, seed: int, runtime: Runtime
 ) -> pd.DataFrame:
     """Score ``count`` images of each prompt, drawn by the base model and by the run's adapter from the same noise.
+
+    Rewards that are standardised on base samples are standardised as in the run, or on the same samples as it would.
 
     Args:
         run: a run folder with an adapter. prompts: the first held-out split of the run's suite where empty.
@@ -35,6 +42,7 @@ def assess(
 
     Raises:
         UserError: where the run cannot be sampled, or a reward that was asked for cannot judge the prompts.
+        RunError: where the adapter, an image or a score is not finite.
     """
     config = read_config(run)
     suite = get_suite(config.suite, runtime.weights, config.model)
@@ -45,17 +53,23 @@ def assess(
         if note:
             print("warning:", note, file=sys.stderr, flush=True)
     asked = _able(names, evaluated_rewards(suite, config.proxy, config.gold), words, suite)
-    pipeline = trained_pipeline(run, config, runtime)
-    tuned = sample_images(pipeline, config, words, count, seed)
-    pipeline.unload_lora_weights()
-    base = sample_images(pipeline, config, words, count, seed)
-    repeated = [word for word in words for _ in range(count)]
+    drawings = plan(words, count, seed)
+    loaded = [get_reward(name, suite) for name in asked]
+    policy = trained_policy(run, config, suite, runtime, loaded)
+    restore_calibration(loaded, run, lambda: Evaluator(suite, policy, {}, config).base_samples())
+    tuned = torch.cat([images for _, images in sample_images(policy, drawings)])
+    with policy.base():
+        base = torch.cat([images for _, images in sample_images(policy, drawings)])
+    repeated = [drawing.prompt for drawing in drawings]
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
     rows = []
-    for name in asked:
-        reward = get_reward(name, suite)
-        reward.calibrate(base, repeated)
-        before, after = (reward(images, repeated).cpu().numpy() for images in (base, tuned))
+    for name, reward in zip(asked, loaded, strict=True):
+        try:
+            before, after = (
+                checked(reward(images, repeated), name, repeated).cpu().numpy() for images in (base, tuned)
+            )
+        except FloatingPointError as error:
+            raise RunError(str(error)) from None
         change = paired_difference(after, before)
         rows.append({
             "reward": name, "role": roles.get(name, ""), "base": before.mean(), "policy": after.mean(),
@@ -80,3 +94,41 @@ def _able(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str], su
                 raise
             print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
     return able
+
+
+def restore_calibration(
+    rewards: Iterable[Reward], run: Path, base_samples: Callable[[], tuple[Tensor, Sequence[str]]]
+) -> None:  # fmt: skip
+    """Give rewards with ``needs_base_samples`` the values that the run recorded.
+
+    Where it recorded none they see the base samples that it would have shown them, which stderr says.
+    """
+    recorded, absent = recorded_calibrations(run), []
+    for reward in rewards:
+        if reward.needs_base_samples and reward.name in recorded:
+            reward.load_calibration(recorded[reward.name])
+        elif reward.needs_base_samples:
+            absent.append(reward)
+    if absent:
+        images, prompts = base_samples()
+        names = ", ".join(reward.name for reward in absent)
+        print(
+            f"note: {names} is not in the run's record; standardised here on {len(images)} base samples of its training prompts",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        for reward in absent:
+            reward.calibrate(images, prompts)
+
+
+def recorded_calibrations(run: Path) -> dict[str, dict[str, Any]]:
+    """The "calibration" events of a run by their reward.
+
+    Raises:
+        UserError: where the record cannot be read.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if '"calibration"' in line]
+        return {str(event["reward"]): event for event in map(json.loads, lines) if event["event"] == "calibration"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__})") from None

@@ -1,23 +1,54 @@
-"""Images from a trained policy, drawn by plain diffusers with the adapter that the run saved."""
+"""Images of a trained policy, drawn by the very sampler that trained it."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
 
+from overopt_bench import memory
+from overopt_bench.adapter import adapter_file
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import UserError
-from overopt_bench.policy import PRECISIONS
+from overopt_bench.errors import RunError, UserError
+from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.recorder import atomic
 from overopt_bench.registry import get_suite
 from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import stable_seed
+from overopt_bench.types import Reward, Suite
+from overopt_bench.weights import digest
+
+INDEX = "index.csv"
+COLUMNS = ("file", "prompt", "seed", "index", "torch_seed", "run")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image to draw: the ``index``-th of a prompt. All of its noise comes from ``torch_seed``."""
+
+    prompt: str
+    seed: int
+    index: int
+
+    @property
+    def torch_seed(self) -> int:
+        """Depends on nothing but (seed, prompt, index); a ``torch.Generator`` seeded with it draws the image's noise."""
+        return stable_seed("sample", self.seed, self.prompt, self.index)
+
+    def noise(self, steps: int, shape: Sequence[int]) -> Tensor:
+        """``[steps + 1, *shape]``: the initial latent and then each step's, as diffusers draws them from a generator."""
+        generator = Generator().manual_seed(self.torch_seed)
+        return torch.stack([torch.randn(tuple(shape), generator=generator) for _ in range(steps + 1)])
 
 
 def read_config(run: Path) -> RunConfig:
@@ -33,56 +64,142 @@ def read_config(run: Path) -> RunConfig:
         raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None
 
 
-def trained_pipeline(run: Path, config: RunConfig, runtime: Runtime) -> Any:
-    """The suite's pipeline with the run's LoRA, in the precision of the run.
+def plan(prompts: Sequence[str], count: int, seed: int) -> list[Drawing]:
+    """``count`` drawings of each prompt; a prompt that is given twice is drawn once, which stderr says.
 
     Raises:
-        UserError: where the suite's weights are missing or the run saved no adapter yet.
-    """
-    if not any((run / "adapter").glob("*.safetensors")):
-        raise UserError(
-            f"{run} has no adapter: methods without training have none, an interrupted run may have none yet"
-        )
-    suite = get_suite(config.suite, runtime.weights, config.model)
-    pipeline = suite.pipeline().to(runtime.device, PRECISIONS[config.precision])
-    pipeline.load_lora_weights(run / "adapter")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@torch.no_grad()
-def sample_images(pipeline: Any, config: RunConfig, prompts: Sequence[str], count: int, seed: int) -> Tensor:
-    """``count`` images of each prompt, ``[prompts * count, 3, H, W]`` in [0, 1], with the sampler of the run.
-
-    The noise depends only on (seed, prompt, index), so two pipelines draw the same images but for their weights.
-
-    Raises:
-        UserError: where there is no prompt, an empty one, or count is not positive.
+        UserError: where there is no prompt, an empty one or one that is no text, or count is not positive.
     """
     if count < 1 or not prompts or not all(prompt.strip() for prompt in prompts):
         raise UserError("give at least one --prompt that is not empty and a --count of at least 1")
-    parts = []
     for prompt in prompts:
-        generators = [torch.Generator().manual_seed(stable_seed("sample", seed, prompt, k)) for k in range(count)]
-        parts.append(pipeline(
-            prompt, num_images_per_prompt=count, num_inference_steps=config.num_steps, output_type="pt",
-            guidance_scale=config.guidance_scale, eta=config.eta, generator=generators,
-        ).images)  # fmt: skip
-    return torch.cat(parts)
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--prompt {prompt!r} is not UTF-8") from None
+    different = list(dict.fromkeys(prompts))
+    if len(different) < len(prompts):
+        twice = next(prompt for prompt in different if prompts.count(prompt) > 1)
+        print(
+            f"warning: --prompt {twice!r} is given twice and drawn once, for the images are the same", file=sys.stderr
+        )
+    return [Drawing(prompt, seed, k) for prompt in different for k in range(count)]
+
+
+def trained_policy(
+    run: Path, config: RunConfig, suite: Suite, runtime: Runtime, rewards: Iterable[Reward] = ()
+) -> DiffusionPolicy:
+    """The policy of a run as it trained: base model, precision, sampler, and the adapter that it saved.
+
+    Args:
+        rewards: what will be on the device besides; counts where micro-batches are chosen.
+
+    Raises:
+        UserError: where the suite's weights are missing, or the adapter is or is damaged.
+        RunError: where a weight of the adapter is not finite.
+    """
+    if not adapter_file(run / "adapter").exists():  # before the base model is loaded
+        raise UserError(f"{run} has no adapter; a run saves it at its first evaluation")
+    pipeline = suite.pipeline()
+    fitting = memory.choose_sampling(pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device)
+    policy = DiffusionPolicy(
+        pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
+        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
+        runtime=Runtime(runtime.device, micro_batch=fitting),
+    )  # fmt: skip
+    try:
+        policy.load_adapter(run / "adapter")
+    except FloatingPointError as error:
+        raise RunError(f"{run} diverged: {error}") from None
+    return policy
+
+
+def sample_images(policy: DiffusionPolicy, drawings: Sequence[Drawing]) -> Iterator[tuple[Sequence[Drawing], Tensor]]:
+    """Micro-batches of drawings and their images ``[B, 3, H, W]`` in [0, 1].
+
+    Raises:
+        RunError: for images that are not finite.
+    """
+    for start in range(0, len(drawings), policy.micro_batch):
+        part = drawings[start : start + policy.micro_batch]
+        noise = torch.stack([drawing.noise(policy.num_steps, policy.latent_shape) for drawing in part], 1)
+        try:
+            yield part, policy.sample(noise, [drawing.prompt for drawing in part])[0].images
+        except FloatingPointError as error:
+            raise RunError(f"{error}, in {str(policy.dtype).removeprefix('torch.')}") from None
 
 
 def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, runtime: Runtime) -> list[Path]:
-    """``count`` PNG files for each prompt; see ``sample_images``.
+    """One PNG file an image, and ``index.csv``, which says what each file is; rows of earlier calls are kept.
 
     Raises:
-        UserError: where the run cannot be sampled.
+        UserError: where the run cannot be sampled, or the folder cannot be written.
+        RunError: where the adapter or an image is not finite.
     """
-    config = read_config(run)
-    images = sample_images(trained_pipeline(run, config, runtime), config, prompts, count, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for k, pixels in enumerate((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()):
-        word = re.sub(r"[^a-z0-9]+", "-", prompts[k // count].lower()).strip("-")[:60]
-        files.append(out / f"{word}-{seed}-{k % count}.png")
-        Image.fromarray(pixels).save(files[-1])
-    return files
+    config, drawings = read_config(run), plan(prompts, count, seed)
+    read_index(out / INDEX)  # refuses another table before anything is drawn
+    policy = trained_policy(run, config, get_suite(config.suite, runtime.weights, config.model), runtime)
+    origin = f"{config.model_dump_json()} {digest(adapter_file(run / 'adapter'))}"
+    rows = {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for part, images in sample_images(policy, drawings):
+            pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            for drawing, picture in zip(part, pixels, strict=True):
+                name = file_name(drawing, origin)
+                Image.fromarray(picture).save(out / name)
+                rows[name] = {
+                    "file": name, "prompt": as_text(drawing.prompt), "seed": str(seed), "index": str(drawing.index),
+                    "torch_seed": str(drawing.torch_seed), "run": as_text(str(run)),
+                }  # fmt: skip
+            write_index(out / INDEX, rows)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    return [out / name for name in rows]
+
+
+def file_name(drawing: Drawing, origin: str) -> str:
+    """A name that no other image has, on disks that ignore case too: what can be read of the prompt, and a hash.
+
+    Args:
+        origin: what stands for the policy, so that runs that are sampled into one folder keep their own images.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", drawing.prompt.lower())[:40].strip("-")
+    mark = hashlib.sha256(f"{origin}\n{drawing.prompt}".encode()).hexdigest()[:12]
+    return "-".join([*([words] if words else []), mark, str(drawing.seed), str(drawing.index)]) + ".png"
+
+
+def as_text(cell: str) -> str:
+    """A cell that a spreadsheet shows instead of running it: an apostrophe before what would begin a formula."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
+
+
+def read_index(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of an ``index.csv`` by file; none where there is no such file.
+
+    Raises:
+        UserError: where it cannot be read, or is another table.
+    """
+    refused = UserError(f"{path} exists and is not a table that sample wrote; use another --out")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True)
+            rows = list(table)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (UnicodeDecodeError, csv.Error):
+        raise refused from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if tuple(table.fieldnames or ()) != COLUMNS or any(row.keys() != {*COLUMNS} for row in rows):
+        raise refused
+    return {row["file"]: row for row in rows}
+
+
+def write_index(path: Path, rows: Mapping[str, Mapping[str, str]]) -> None:
+    """Put rows into the table at ``path``, each in the place of the one of the same file where there is one."""
+    merged = {**read_index(path), **rows}
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(merged.values())

@@ -78,6 +78,17 @@ def choose(
     )  # fmt: skip
 
 
+def choose_sampling(
+    pipeline: Any, precision: str, rewards: Iterable[Reward], guided: bool, device: str
+) -> int:  # fmt: skip
+    """The micro-batch for sampling without training on this device, the largest that fits."""
+    if torch.device(device).type != "cuda":
+        return MICRO_BATCH
+    cost = pipeline_costs(pipeline, precision)
+    need = needs(cost, guided, weight_bytes(rewards), backpropagates=False, checkpoint=False)
+    return max(1, need.fitting(torch.cuda.get_device_properties(device).total_memory, need.sampling))
+
+
 def fit(need: Needs, total: float, algo: str) -> tuple[int, int]:
     """Micro-batches for sampling and for training on a card of ``total`` bytes.
 
