@@ -29,11 +29,9 @@ def write_lora(folder: Path, weights: dict[str, Tensor], *, rank: int, alpha: in
     """
     layers = {PREFIX + key: value.contiguous() for key, value in convert_state_dict_to_diffusers(weights).items()}
     facts = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets)}
-    header = {
-        "format": "pt",
-        LORA_ADAPTER_METADATA_KEY: json.dumps({PREFIX + key: value for key, value in facts.items()}),
-    }
-    # as bytes, for versions of safetensors differ in the permissions and the durability of what they write themselves
+    # a single entry, for safetensors writes several in any order; bytes, for its versions differ in the permissions and the
+    # durability of the files that they write themselves
+    header = {LORA_ADAPTER_METADATA_KEY: json.dumps({PREFIX + key: value for key, value in facts.items()})}
     content = save(layers, header)
     folder.mkdir(exist_ok=True)
     with atomic(adapter_file(folder)) as temporary:

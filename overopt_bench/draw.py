@@ -184,14 +184,14 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, strict=True)
-            rows = list(table)
+            columns, rows = tuple(table.fieldnames or ()), list(table)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (UnicodeDecodeError, csv.Error):
         raise refused from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if tuple(table.fieldnames or ()) != COLUMNS or any(row.keys() != {*COLUMNS} for row in rows):
+    if columns != COLUMNS or any(row.keys() != {*COLUMNS} for row in rows):
         raise refused
     return {row["file"]: row for row in rows}
 
