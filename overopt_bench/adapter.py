@@ -28,7 +28,7 @@ def write_lora(folder: Path, weights: dict[str, Tensor], *, rank: int, alpha: in
         OSError: where it cannot be written; a file that was there before is then left as it was.
     """
     layers = {PREFIX + key: value.contiguous() for key, value in convert_state_dict_to_diffusers(weights).items()}
-    facts = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets)}
+    facts = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets), "rank_pattern": {}, "alpha_pattern": {}}
     # a single entry, for safetensors writes several in any order; bytes, for its versions differ in the permissions and the
     # durability of the files that they write themselves
     header = {LORA_ADAPTER_METADATA_KEY: json.dumps({PREFIX + key: value for key, value in facts.items()})}

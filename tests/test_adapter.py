@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 
 from overopt_bench import cli, train
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.policy import LORA_TARGETS, DiffusionPolicy
 from overopt_bench.registry import get_suite
 from overopt_bench.suites.mini import WEIGHTS
 
@@ -50,6 +51,16 @@ def test_plain_diffusers_scales_it_as_the_policy(rank: int, alpha: int, tmp_path
         theirs, ours = (unet(*inputs, return_dict=False)[0] for unet in (pipeline.unet, policy.unet))
     assert (ours - base).abs().max() > 0.01
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_the_header_has_what_the_oldest_supported_diffusers_asks_for(tmp_path: Path) -> None:
+    """0.34 looks for ``rank_pattern``; keys that an older peft does not know would be refused, so there are no others."""
+    make(4, 16).save_adapter(tmp_path)
+    with safe_open(tmp_path / Path(FILE).name, "pt") as file:
+        header = file.metadata()
+    facts = {"r": 4, "lora_alpha": 16, "rank_pattern": {}, "alpha_pattern": {}, "target_modules": list(LORA_TARGETS)}
+    assert header.keys() == {"lora_adapter_metadata"}
+    assert json.loads(header["lora_adapter_metadata"]) == {f"unet.{key}": value for key, value in facts.items()}
 
 
 def test_what_was_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
@@ -104,13 +115,13 @@ def test_a_disk_that_fills_up_is_one_line_and_the_file_before_stays(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         assert cli.main([*RUN, "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "No space left on device" in error and "run the same command again to go on" in error and error.count("\n") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in error and "run the same command again to go on" in error
     assert [path.name for path in (folder / "adapter").iterdir()] == [Path(FILE).name]
-    make_again = DiffusionPolicy(
+    start = DiffusionPolicy(
         get_suite("mini").pipeline(), num_steps=3, guidance_scale=1.0, eta=1.0, lora_rank=4, lora_alpha=16, seed=0
     )
-    make_again.load_adapter(folder / "adapter")  # that of the start, whole
+    start.load_adapter(folder / "adapter")  # that of the first evaluation, whole
     assert cli.main([*RUN, "--out", str(tmp_path)]) == 0
     assert json.loads((folder / "status.json").read_text())["state"] == "complete"
 

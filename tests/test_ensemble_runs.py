@@ -70,14 +70,26 @@ def test_eval_standardises_as_the_run(
     kind: str, known: bool, prompts: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One image or several; another ensemble of the same members, of which the run knows nothing, has the same values."""
-    table = api.eval(whole, prompts, [f"{kind}:aesthetic+pickscore", "human"], count=1, device="cpu").set_index("reward")
+    name = f"{kind}:aesthetic+pickscore"
+    shown = api.eval(whole, prompts, [name, "human"], count=1, device="cpu").set_index("reward").loc[name]
     combine = {"min": lambda scores: scores.amin(0), "mean": lambda scores: scores.mean(0)}[kind]
     base, tuned = (combine(by_hand(whole, drawn, prompts)).mean().item() for drawn in images(whole, prompts))
-    shown = table.loc[f"{kind}:aesthetic+pickscore"]
     assert shown["base"] == pytest.approx(base, abs=1e-5) and shown["policy"] == pytest.approx(tuned, abs=1e-5)
     assert shown["change"] == pytest.approx(tuned - base, abs=1e-5) and shown["change"] != 0
     said = "is not in the run's record; standardised here on 128 base samples of its training prompts"
     assert capsys.readouterr().err.count(said) == (0 if known else 1)
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C once half of the budget is saved."""
+    save = train._Session._save
+
+    def stop(session: Any) -> None:
+        save(session)
+        if session.budget.queries == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Session, "_save", stop)
 
 
 def test_a_resume_keeps_the_standardisation_of_the_checkpoint(
@@ -86,17 +98,9 @@ def test_a_resume_keeps_the_standardisation_of_the_checkpoint(
     """Elsewhere base samples differ in their last bits, and so would the reward; they must not even be drawn."""
     (recorded,), saved = events(whole, "calibration"), newest(whole)["calibration"]["min:aesthetic+pickscore"]
     assert saved == {key: value for key, value in recorded.items() if key.startswith(MEMBERS)} and len(saved) == 4
-    save, evaluate = train._Session._save, train._Session._evaluate
-
-    def stop(session: Any) -> None:
-        save(session)
-        if session.budget.queries == 8:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(train._Session, "_save", stop)
+        interrupted(patch)
         assert cli.main([*RUN, "--out", str(tmp_path)]) == 130
-    assert train._Session._evaluate is evaluate
 
     def elsewhere(*_: Any) -> Any:
         raise AssertionError("base samples are drawn again")
@@ -108,15 +112,8 @@ def test_a_resume_keeps_the_standardisation_of_the_checkpoint(
 
 def test_a_checkpoint_from_before_calibrates_anew(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that were interrupted under an older version go on as they would have."""
-    save = train._Session._save
-
-    def stop(session: Any) -> None:
-        save(session)
-        if session.budget.queries == 8:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(train._Session, "_save", stop)
+        interrupted(patch)
         assert cli.main([*RUN, "--out", str(tmp_path)]) == 130
     path = max((tmp_path / FOLDER / "checkpoint").iterdir())
     state = torch.load(path, weights_only=True)
@@ -126,7 +123,9 @@ def test_a_checkpoint_from_before_calibrates_anew(whole: Path, tmp_path: Path, m
     assert events(tmp_path / FOLDER, "") == events(whole, "")
 
 
-@pytest.mark.parametrize("damage", [{}, {"pickscore/std": 0.0}, {"pickscore/std": float("nan")}, {"aesthetic/mean": float("inf")}])
+@pytest.mark.parametrize(
+    "damage", [{}, {"pickscore/std": 0.0}, {"pickscore/std": float("nan")}, {"aesthetic/mean": float("inf")}]
+)
 def test_values_that_cannot_be_are_refused(damage: dict[str, float]) -> None:
     reward = get_reward("min:aesthetic+pickscore", get_suite("mini"))
     good = {"aesthetic/mean": 1.0, "aesthetic/std": 2.0, "pickscore/mean": 3.0, "pickscore/std": 4.0}
@@ -166,10 +165,10 @@ class Relative(Reward):
     def __call__(self, images, prompts):
         return images.mean((1, 2, 3)) - self.base
 '''
-TAKES_BACK = '''
+TAKES_BACK = """
     def load_calibration(self, facts):
         self.base = facts["brightness"]
-'''
+"""
 
 
 def test_a_reward_from_outside_has_the_same_contract(

@@ -122,8 +122,8 @@ def test_a_gradient_that_is_always_nan_fails_the_run(
     precision: str, tiny_weights: Path, tmp_path: Path, clean_registry: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "steep.py").write_text(PLUGIN.format(period=1))
-    words = [*RUN, "--suite", "sd14", "--weights", str(tiny_weights), "--plugin", str(tmp_path / "steep.py"), "--budget", "80"]
-    assert cli.main([*words, "--precision", precision, "--out", str(tmp_path)]) == 1
+    words = [*RUN, "--suite", "sd14", "--weights", str(tiny_weights), "--plugin", str(tmp_path / "steep.py")]
+    assert cli.main([*words, "--budget", "80", "--precision", precision, "--out", str(tmp_path)]) == 1
     warning, error = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: round 1 skipped 1 of its optimizer steps")
     reason = "the gradient was not finite in 10 optimizer steps in a row"
@@ -135,7 +135,12 @@ def test_a_gradient_that_is_always_nan_fails_the_run(
 
 @pytest.mark.parametrize(("suite", "precision"), [("mini", "float32"), ("sd14", "float16")])
 def test_a_gradient_that_is_sometimes_nan_is_counted_and_said_once(
-    suite: str, precision: str, tiny_weights: Path, tmp_path: Path, clean_registry: None, capsys: pytest.CaptureFixture[str]
+    suite: str,
+    precision: str,
+    tiny_weights: Path,
+    tmp_path: Path,
+    clean_registry: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "steep.py").write_text(PLUGIN.format(period=3))
     weights = ["--weights", str(tiny_weights)] if suite == "sd14" else []
@@ -166,8 +171,15 @@ def test_the_critics_steps_are_counted_too(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(TemporalCritic(4, (1, 1, 1, 1), "none", False, torch.Generator()).parameters())) == 10
     monkeypatch.setattr(Optimizer, "backward", spoilt)
     words = ["run", "--algo", "tdpo", "--proxy", "aesthetic", "--suite", "mini", "--device", "cpu", "--num-steps", "3"]
-    words += ["--budget", "8", "--eval-points", "2", "--eval-images", "4", "--set", "samples_per_epoch=8"]
-    words += ["--set", "images_per_prompt=4", "--set", "max_grad_norm=0.5", "--set", "batch_size=8", "--set", "skip_last_steps=0"]
+    words += ["--budget", "8", "--eval-points", "2", "--eval-images", "4"]
+    for pair in (
+        "samples_per_epoch=8",
+        "images_per_prompt=4",
+        "max_grad_norm=0.5",
+        "batch_size=8",
+        "skip_last_steps=0",
+    ):
+        words += ["--set", pair]
     assert cli.main([*words, "--out", str(tmp_path)]) == 0
     (row,) = events(tmp_path / "mini/aesthetic/tdpo/seed0", "train")
     assert row["optimizer_steps"] == row["optimizer_steps/skipped"] == 3  # one update a denoising step

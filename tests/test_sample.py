@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import AutoPipelineForText2Image, DDIMScheduler
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from overopt_bench import api, cli
@@ -153,9 +154,10 @@ def test_nothing_is_said_that_means_nothing(trained: Trained, tmp_path: Path) ->
 
 def test_every_image_has_a_file_of_its_own(mini: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = "a " * 40
-    prompts = ["猫", "狗", "Fox", "fox", "FOX", "!!!", "???", f"{long}x", f"{long}y", "a/b", "a b", "=1+1", 'say "a,\nb"']
+    prompts = ["猫", "狗", "Fox", "fox", "!!!", "???", f"{long}x", f"{long}y", "a/b", "a b", "=1+1", 'say "a,\nb"']
     assert sample(mini, tmp_path, [*prompts, "fox"], "--count", "2") == 0
-    assert capsys.readouterr().err == "warning: --prompt 'fox' is given twice and drawn once, for the images are the same\n"
+    warning = "warning: --prompt 'fox' is given twice and drawn once, for the images are the same\n"
+    assert capsys.readouterr().err == warning
     rows = table(tmp_path)
     assert len({row["file"].casefold() for row in rows}) == len(rows) == 2 * len(prompts)
     assert {path.name for path in tmp_path.iterdir()} == {"index.csv", *(row["file"] for row in rows)}
@@ -166,7 +168,9 @@ def test_every_image_has_a_file_of_its_own(mini: Trained, tmp_path: Path, capsys
     assert all(np.array_equal(Image.open(tmp_path / row["file"]), own) for row, own in zip(rows, truth, strict=True))
 
 
-def test_a_second_call_adds_to_the_folder(mini: Trained, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_second_call_adds_to_the_folder(
+    mini: Trained, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Another seed, the same images again, and another run of the same prompt: what was there stays."""
     assert sample(mini, tmp_path, ["fox"], "--count", "1") == 0
     first, (file,) = table(tmp_path), list(tmp_path.glob("*.png"))
@@ -183,7 +187,9 @@ def test_a_second_call_adds_to_the_folder(mini: Trained, tmp_path: Path, tmp_pat
     assert file.read_bytes() == before != (tmp_path / rows[3]["file"]).read_bytes()
 
 
-@pytest.mark.parametrize("content", ["name,size\nfox,3\n", "", "file,prompt,seed,index,torch_seed,run\na,b,c,d,e,f,g\n", "\x00ÿ"])
+@pytest.mark.parametrize(
+    "content", ["name,size\nfox,3\n", "", "file,prompt,seed,index,torch_seed,run\na,b,c,d,e,f,g\n", "\x00ÿ"]
+)
 def test_a_table_of_somebody_else_is_left_alone(
     content: str, mini: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,8 +203,6 @@ def test_a_table_of_somebody_else_is_left_alone(
 
 def change_adapter(run: Trained, change: Any) -> None:
     """Change the weights of a run's adapter; the header stays."""
-    from safetensors import safe_open
-
     path = run.folder / "adapter/pytorch_lora_weights.safetensors"
     with safe_open(path, "pt") as file:
         header = file.metadata()
@@ -229,7 +233,13 @@ def cut(run: Trained, size: int) -> None:
 @pytest.mark.parametrize("command", ["sample", "eval"])
 @pytest.mark.parametrize(("damage", "status", "message"), DAMAGES.values(), ids=DAMAGES)
 def test_a_bad_adapter_is_one_line_and_no_picture(
-    damage: Any, status: int, message: str, command: str, mini: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Any,
+    status: int,
+    message: str,
+    command: str,
+    mini: Trained,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = Trained("mini", tmp_path / "run", None)
     shutil.copytree(mini.folder, run.folder)
