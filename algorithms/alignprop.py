@@ -87,7 +87,7 @@ class AlignProp(Algorithm):
             r = self.ctx.proxy(images, words)  # [m]
             loss = -r if self.params.loss == "maximise" else (r - self.params.target).abs()
             loss = self.params.loss_coefficient * loss.sum() / n
-            self.optimizer.backward(loss)
+            self.optimizer.backward_part(loss)
             r, loss = r.detach().double().cpu(), loss.detach().double().cpu()
             sums += torch.stack([r.sum(), (r**2).sum(), loss])
         grad_norm = self.optimizer.step()

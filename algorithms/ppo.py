@@ -100,7 +100,7 @@ class PolicyUpdater:
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:  # score function
                 loss = -advantages[part] * log_probs
-            self.optimizer.backward(loss.sum() / total)
+            self.optimizer.backward_part(loss.sum() / total)
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()
                 sums += torch.stack([v.sum() for v in (loss, ratio, clipped, log_ratio.expm1() - log_ratio)]).cpu()

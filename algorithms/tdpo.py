@@ -135,8 +135,7 @@ class TDPO(Algorithm):
         value = self.critic(features)
         clipped = value_old + (value - value_old).clamp(-self.params.value_clip, self.params.value_clip)
         loss = 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
-        # every process sees the whole batch here, so each gives its part of the sum
-        self.critic_optimizer.backward(self.params.critic_coefficient * loss / self.ctx.policy.world.size)
+        self.critic_optimizer.backward(self.params.critic_coefficient * loss)  # of the whole batch, on every process
         return [loss.item(), self.critic_optimizer.step()]
 
     def critic_events(self) -> list[dict[str, Any]]:

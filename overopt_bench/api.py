@@ -28,7 +28,7 @@ def run(
     precision: o.Precision = None, tag: o.Tag = None, preset: o.Preset = None, plugin: o.Plugin = None,
     config: o.Config = None, out: o.Out = Path("results"), device: o.Device = None, weights: o.Weights = None,
     micro_batch: o.MicroBatch = None, compile: o.Compile = False, attention: o.Attention = None,
-    tracker: o.Tracker = None,
+    tracker: o.Tracker = None, take_over: o.TakeOver = False,
 ) -> Path:  # fmt: skip
     """Optimise a proxy under a budget, or resume what was cut off.
 
@@ -48,7 +48,7 @@ def run(
     resolved = options.config(algo, proxy, seed, parse_set(set or ()))
     _announce(options, [resolved])
     probe(resolved, options.runtime)
-    return _start(resolved, options, out, tracker)
+    return _start(resolved, options, out, tracker, take_over)
 
 
 def sweep(
@@ -59,7 +59,7 @@ def sweep(
     model: o.Model = None, precision: o.Precision = None, tag: o.Tag = None, preset: o.Preset = None,
     plugin: o.Plugin = None, config: o.Config = None, out: o.Out = Path("results"), device: o.Device = None,
     weights: o.Weights = None, micro_batch: o.MicroBatch = None, compile: o.Compile = False,
-    attention: o.Attention = None,
+    attention: o.Attention = None, take_over: o.TakeOver = False,
 ) -> builtins.list[Path]:  # fmt: skip
     """Run algorithms x proxies x seeds; skip complete, resume others.
 
@@ -84,7 +84,7 @@ def sweep(
     _announce(options, configs)
     for one in {c.proxy: c for c in configs}.values():
         probe(one, options.runtime)
-    return run_all(configs, out, lambda one: _start(one, options, out))
+    return run_all(configs, out, lambda one: _start(one, options, out, take_over=take_over))
 
 
 def report(results: o.Results = None, out: o.ReportOut = Path("report")) -> Path:
@@ -215,7 +215,11 @@ def _announce(options: Options, configs: builtins.list[RunConfig]) -> None:
         print("warning:", line, file=sys.stderr, flush=True)
 
 
-def _start(config: RunConfig, options: Options, out: Path, tracker: str | None = None) -> Path:
+def _start(
+    config: RunConfig, options: Options, out: Path, tracker: str | None = None, take_over: bool = False
+) -> Path:  # fmt: skip
     from overopt_bench import train
 
-    return train.run(config, out=Path(out), runtime=options.runtime, plugins=options.plugins, tracker=tracker)
+    return train.run(
+        config, out=Path(out), runtime=options.runtime, plugins=options.plugins, tracker=tracker, take_over=take_over
+    )

@@ -1,6 +1,8 @@
 """The ``overopt-bench`` command: the functions of ``api.py``, with errors as one line and an exit status.
 
-0 done, 1 a run failed, 2 the input was wrong, 130 interrupted. ``OVEROPT_BENCH_DEBUG=1`` shows tracebacks.
+Exit status: 0 done, 1 a run failed, 2 the input was wrong, 129 stopped by a hangup, 130 by Ctrl-C, 143 by SIGTERM; after a
+stop the last line is the command that goes on. ``accelerate launch`` and ``torchrun`` make 1 of whatever is not 0.
+``OVEROPT_BENCH_DEBUG=1`` shows tracebacks.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ from typing import Any
 import typer
 
 from overopt_bench import api
-from overopt_bench.errors import RunError, UserError
+from overopt_bench.errors import RunError, Stopped, UserError
 
+EPILOG = (
+    "Exit status: 0 done, 1 a run failed, 2 the input was wrong, 129 stopped by a hangup, 130 by Ctrl-C, 143 by SIGTERM."
+    " A run that is stopped is saved within ten seconds, and its last line is the command that goes on."
+)
 app = typer.Typer(
-    name="overopt-bench", help="Reward overoptimization in text-to-image diffusion.", add_completion=False,
+    name="overopt-bench", help="Reward overoptimization in text-to-image diffusion.", epilog=EPILOG, add_completion=False,
     pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 COMMANDS: tuple[Callable[..., Any], ...] = (
@@ -43,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         result = app(args=arguments, prog_name="overopt-bench", standalone_mode=False)
+    except Stopped as stopped:
+        return 128 + stopped.number
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -23,3 +24,24 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 class RunError(Exception):
     """A run that started and could not be finished. The command line exits with status 1."""
+
+
+class DriftError(RunError):
+    """The processes of a run hold different weights, so that its state is not worth saving."""
+
+
+class Stopped(SystemExit):
+    """A run was asked to stop, by Ctrl-C or by another signal, and its state is saved.
+
+    It ends a script without a traceback, so that the command that goes on stays the last line.
+
+    Args:
+        number: of the signal; the exit status is 128 more, as a shell's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"

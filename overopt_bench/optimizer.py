@@ -18,10 +18,11 @@ class Optimizer:
     """One optimizer step is any number of ``backward`` calls, whose gradients add up, and one ``step``.
 
     A step whose gradient is not finite is skipped and counted, in every precision; ``MAX_SKIPPED`` in a row are an error.
-    All processes skip the same steps, for they see the same summed gradient.
+    All processes skip the same steps, for they see the same averaged gradient.
 
     Args:
-        parameters: float32. world: gradients are summed over its processes, so a loss is divided by the *global* batch.
+        parameters: float32. world: gradients are averaged over its processes, so where all compute the same loss, the
+            step is that of one; ``backward_part`` is for losses whose rows are shared out.
         scaled: multiply losses by a factor that adapts, as float16 passes need: DDPO's gradients, divided by the
             latent's size and the batch, would be rounded to 0 there.
     """
@@ -33,11 +34,19 @@ class Optimizer:
         self.parameters, self.max_grad_norm, self.world = list(parameters), max_grad_norm, world
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
+        self.scaler.scale(self.parameters[0].new_zeros(()))  # it must know its factor where a process has no backward call
         self.skipped_in_a_row, self._skipped = 0, 0
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss."""
         self.scaler.scale(loss).backward()
+
+    def backward_part(self, loss: Tensor) -> None:
+        """Add the gradient of this process's part of a loss, of which all processes' parts are the sum.
+
+        It is for rows shared out by ``World.parts``, each loss divided by the number of rows of all processes.
+        """
+        self.backward(loss * self.world.size)
 
     def step(self) -> float:
         """Update, and forget the gradient.
@@ -48,7 +57,7 @@ class Optimizer:
         Raises:
             FloatingPointError: where that happened ``MAX_SKIPPED`` times in a row.
         """
-        self.world.sum_gradients(self.parameters)
+        self.world.average_gradients(self.parameters)
         self.scaler.unscale_(self.adamw)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         finite = math.isfinite(norm)

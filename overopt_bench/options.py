@@ -69,6 +69,9 @@ EvalImages = Annotated[int | None, typer.Option(help="Images per prompt split an
 EvalSeed = Annotated[
     int | None, typer.Option(help="Seed of the evaluation noise; compare runs only at equal ones. [0]")
 ]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Go on in the place of a process that died and still holds the run folder.")
+]
 Tracker = Annotated[str | None, typer.Option(help="Also log live to tensorboard or wandb.")]
 TrainSplit = Annotated[
     str | None, typer.Option(help="Prompts of the suite to train on: train, or tuning to search settings.")
@@ -96,6 +99,7 @@ Prompt = Annotated[str, typer.Option(metavar="TEXT", help="What the pictures sho
 Pictures = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files of any size and mode.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")]
 Run = Annotated[Path, typer.Argument(help="A run folder.")]
+AnyRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder, to say how and where it was made.")]
 Prompts = Annotated[list[str], typer.Option(metavar="TEXT", help="What to draw; may be repeated.")]
 EvalPrompts = Annotated[
     Words, typer.Option(metavar="TEXT", help="What to draw; may be repeated. [the suite's held-out prompts]")

@@ -110,6 +110,7 @@ class DiffusionPolicy:
         Args:
             recomputed: keep only the inputs of the whole pass for the backward pass.
         """
+        self.world.check_stop()
         t, w = self.timesteps[steps], self.guidance_scale
         context = self.encode(prompts)
         x = latents

@@ -15,6 +15,12 @@ from rich.progress import Progress as Bar
 from overopt_bench.budget import Budget
 from overopt_bench.config import RunConfig
 
+UNITS = {
+    "queries": ("query", "queries"),
+    "nfe": ("U-Net evaluation", "U-Net evaluations"),
+    "seconds": ("second", "seconds"),
+}  # one, several
+
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
@@ -24,10 +30,14 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows budget spent, the proxy in training, the golds and sqrt(KL) at evaluation, rate and time left."""
+    """Shows budget spent, the proxy in training, the golds and sqrt(KL) at evaluation, rate and time left.
 
-    def __init__(self, config: RunConfig, budget: Budget, quiet: bool = False) -> None:
-        self.config, self.budget, self.quiet = config, budget, quiet
+    Args:
+        quiet: show nothing. spends: whether the method spends any of its budget; one that does not has no rate.
+    """
+
+    def __init__(self, config: RunConfig, budget: Budget, quiet: bool = False, spends: bool = True) -> None:
+        self.config, self.budget, self.quiet, self.spends = config, budget, quiet, spends
         self._start, self._first = time.monotonic(), budget.spent
         self._seen: dict[str, float] = {}
         self._bar: Bar | None = None
@@ -51,7 +61,8 @@ class Progress:
 
     def trained(self, metrics: Mapping[str, float]) -> None:
         """After a training round."""
-        self._seen["proxy"] = metrics.get("proxy/mean", float("nan"))
+        if "proxy/mean" in metrics:
+            self._seen["proxy"] = metrics["proxy/mean"]
         if self._bar is not None:
             self._bar.update(self._task, completed=self.budget.spent, text=self._text())
 
@@ -68,15 +79,15 @@ class Progress:
             self._bar.update(self._task, completed=self.budget.spent, text=self._text())
 
     def _text(self) -> str:
-        done = self.budget.spent - self._first
-        seconds = time.monotonic() - self._start
-        left = clock(seconds / done * (self.config.budget - self.budget.spent)) + " left" if done > 0 else ""
-        rate = (
-            f"{seconds / done:.3f} s a {self.config.budget_unit.removesuffix('s').replace('querie', 'query')}"
-            if done > 0
-            else ""
-        )
         scores = "  ".join(f"{k} {v:.3f}" for k, v in self._seen.items())
-        return (
-            f"{self.budget.spent:.0f}/{self.config.budget} {self.config.budget_unit}  {scores}  {rate}  {left}".rstrip()
-        )
+        if not self.spends:
+            return f"no {UNITS[self.config.budget_unit][1]} spent  {scores}"
+        done, total = self.budget.spent - self._first, self.config.budget
+        parts = [f"{self.budget.spent:.0f}/{total} {UNITS[self.config.budget_unit][1]}", scores]
+        if done > 0:
+            seconds = (time.monotonic() - self._start) / done
+            if self.config.budget_unit != "seconds":
+                parts.append(f"{seconds:.3g} s a {UNITS[self.config.budget_unit][0]}")
+            if self.budget.spent < total:
+                parts.append(f"{clock(seconds * (total - self.budget.spent))} left")
+        return "  ".join(parts)

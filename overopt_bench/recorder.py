@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import filelock
 import torch
 from PIL import Image
 from torch import Tensor
 
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.locking import HEARTBEAT, LOCK, RunLock
+from overopt_bench.provenance import SESSIONS, read_sessions
 from overopt_bench.world import World
 
-SCHEMA = 1
+SCHEMA = 2  # of config.json; 1 held the first session's provenance, which is now a line of sessions.jsonl
 KEEP = 2  # checkpoints: the newest, and one to fall back on
 
 
@@ -42,32 +45,41 @@ def _shortened(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+class Snapshot(NamedTuple):
+    """A complete state of a run as a checkpoint file holds it, with its queries; it shares no memory with the run."""
+
+    queries: int
+    content: bytes
+
+
 class Recorder:
     """Writes one run. Opening it creates or checks the folder and holds its lock until ``close``.
 
     Args:
-        folder: ``config.folder(out)``. config: of this run. provenance: for ``config.json``, where it is new.
+        folder: ``config.folder(out)``. config: of this run. provenance: of this session; see ``add_session``.
+        take_over: take the place of a dead process that still holds the folder.
 
     Raises:
         UserError: where another process holds the folder, another configuration made it, or it is no run folder.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, provenance: Mapping[str, Any], take_over: bool = False
+    ) -> None:  # fmt: skip
         self.folder = folder
         if (folder.exists() and not folder.is_dir()) or (
             folder.is_dir() and any(folder.iterdir()) and not self._ours(folder)
         ):
             raise UserError(f"{folder} exists and is not a run folder; use another --out or --tag")
         created = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(folder / ".lock")
         try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UserError(
-                f"another process is working on {folder}; wait for it, or use another --seed, --tag or --out"
-            ) from None
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}; use another --out") from None
+        self._saving = threading.Lock()
+        self._lock: RunLock | None = None
         try:
+            self._lock = RunLock(folder, take_over)
             self._open(config, provenance)
         except BaseException:
             self.close()
@@ -77,7 +89,7 @@ class Recorder:
 
     @staticmethod
     def _ours(folder: Path) -> bool:
-        return {p.name for p in folder.iterdir()} <= {".lock"} or (folder / "config.json").exists()
+        return {p.name for p in folder.iterdir()} <= {LOCK, HEARTBEAT} or (folder / "config.json").exists()
 
     def _open(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         path = self.folder / "config.json"
@@ -85,10 +97,11 @@ class Recorder:
             self._compare(path, config, provenance)
         else:
             content = {"schema": SCHEMA, "config": config.model_dump(mode="json"), "config_hash": config.config_hash()}
-            self._write_json(path, {**content, "provenance": dict(provenance)})
-        for name in ("images", "checkpoint", "adapter"):
-            (self.folder / name).mkdir(exist_ok=True)
-        self._metrics = open(self.folder / "metrics.jsonl", "ab")
+            self._write_json(path, content)
+        with self._disk():
+            for name in ("images", "checkpoint", "adapter"):
+                (self.folder / name).mkdir(exist_ok=True)
+            self._metrics = open(self.folder / "metrics.jsonl", "ab")
 
     def _compare(self, path: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         try:
@@ -97,7 +110,7 @@ class Recorder:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
         if found.get("config_hash") == config.config_hash():
-            self._compare_weights(found.get("provenance", {}), provenance)
+            self._compare_weights(provenance)
             return
         new = config.model_dump(mode="json")
         flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))
@@ -109,10 +122,12 @@ class Recorder:
             f"{self.folder} was made by another configuration ({'; '.join(changed)}); use another --tag or --out"
         )
 
-    def _compare_weights(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _compare_weights(self, new: Mapping[str, Any]) -> None:
         """The same settings with other weights would be another experiment."""
+        sessions = read_sessions(self.folder)
         for kind in ("weights", "rewards"):
-            before, now = old.get(kind, {}), new.get(kind, {})
+            before = {name: value for session in sessions for name, value in session.get(kind, {}).items()}
+            now = new.get(kind, {})
             # a part that is read from files of another name is other weights too
             parts = {name.rpartition("/")[0] for name in now if "/" in name}
             gone = {name for name in before.keys() - now.keys() if name.rpartition("/")[0] in parts}
@@ -127,12 +142,22 @@ class Recorder:
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
+        if self._lock is not None:
+            self._lock.check()
         try:
             yield
         except OSError as error:
             raise UserError(
                 f"cannot write {self.folder}: {error.strerror}; the last checkpoint is kept, run the same command again to go on"
             ) from error
+
+    def add_session(self, provenance: Mapping[str, Any], queries: int) -> None:
+        """Append a line to ``sessions.jsonl``: who goes on with the run from here, on what, and with which versions."""
+        with self._disk(), open(self.folder / SESSIONS, "ab+") as file:
+            file.seek(0)
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)  # what a kill left of a line
+            file.write((json.dumps({**provenance, "queries": queries}) + "\n").encode())
 
     def write(self, event: str, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl`` and flush it."""
@@ -163,14 +188,21 @@ class Recorder:
         except (OSError, ValueError, KeyError):
             return False
 
-    def checkpoint(self, queries: int, state: Mapping[str, Any]) -> None:
-        """Save everything that the run needs to go on, and where ``metrics.jsonl`` ends; keep the newest two."""
+    def snapshot(self, queries: int, state: Mapping[str, Any]) -> Snapshot:
+        """Everything that the run needs to go on, and where ``metrics.jsonl`` ends, to be saved now or later."""
         with self._disk():
             self._metrics.flush()
+            buffer = io.BytesIO()
+            torch.save({"metrics_bytes": self._metrics.tell(), **state}, buffer)
+        return Snapshot(queries, buffer.getvalue())
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint and keep the newest two; may be called from any thread."""
+        with self._saving, self._disk():
             os.fsync(self._metrics.fileno())
             folder = self.folder / "checkpoint"
-            with atomic(folder / f"{queries:09d}.pt") as temporary:
-                torch.save({"metrics_bytes": self._metrics.tell(), **state}, temporary)
+            with atomic(folder / f"{snapshot.queries:09d}.pt") as temporary:
+                temporary.write_bytes(snapshot.content)
             for old in sorted(folder.glob("*.pt"))[:-KEEP]:
                 old.unlink()
 
@@ -178,6 +210,11 @@ class Recorder:
         """Have ``save`` write the trained weights into the folder that it is given."""
         with self._disk():
             save(self.folder / "adapter")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl`` so far."""
+        with open(self.folder / "metrics.jsonl", "rb") as file:
+            yield from (json.loads(line) for line in file)
 
     def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest checkpoint that loads, and what was wrong with newer ones. Drops metric lines past it."""
@@ -206,7 +243,8 @@ class Recorder:
         """Release the folder."""
         if hasattr(self, "_metrics"):
             self._metrics.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 class Bystander(Recorder):
@@ -224,7 +262,13 @@ class Bystander(Recorder):
     def status(self, state: str, queries: int, reason: str | None = None) -> None:
         return None
 
-    def checkpoint(self, queries: int, state: Mapping[str, Any]) -> None:
+    def snapshot(self, queries: int, state: Mapping[str, Any]) -> Snapshot:
+        return Snapshot(queries, b"")
+
+    def save(self, snapshot: Snapshot) -> None:
+        return None
+
+    def add_session(self, provenance: Mapping[str, Any], queries: int) -> None:
         return None
 
     def adapter(self, save: Callable[[Path], None]) -> None:
@@ -234,12 +278,14 @@ class Bystander(Recorder):
         return None
 
 
-def open_recorder(folder: Path, config: RunConfig, provenance: Mapping[str, Any], world: World) -> Recorder:
+def open_recorder(
+    folder: Path, config: RunConfig, provenance: Mapping[str, Any], world: World, take_over: bool = False
+) -> Recorder:  # fmt: skip
     """The run's one writer on the main process, a ``Bystander`` on the others.
 
     Raises:
         UserError: on all processes, as ``Recorder``.
     """
     opened: list[Recorder] = []
-    world.on_main(lambda: opened.append(Recorder(folder, config, provenance)))
+    world.on_main(lambda: opened.append(Recorder(folder, config, provenance, take_over)))
     return opened[0] if opened else Bystander(folder)

@@ -1,45 +1,126 @@
-"""Optional live trackers, through accelerate. ``metrics.jsonl`` is the record; nothing here is needed."""
+"""Optional live trackers. ``metrics.jsonl`` is the record, and a tracker's curve is drawn from it; nothing here is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import UserError
+from overopt_bench.errors import UserError, unknown_name
 
-KINDS = ("tensorboard", "wandb")
+CURVES = ("train", "eval")  # the events whose scalars are logged
+PLACES = {"event", "queries", "nfe", "seconds", "round", "point"}  # where on the curve a row stands, not what is on it
 
 
-class Tracker:
-    """Logs scalars to TensorBoard or Weights & Biases; does nothing for None.
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one row of the record that a curve shows."""
+    return {k: float(v) for k, v in row.items() if k not in PLACES and isinstance(v, (int, float))}
+
+
+class Tracker(ABC):
+    """One live curve of a run, against the queries spent."""
+
+    @abstractmethod
+    def log(self, queries: int, values: Mapping[str, float]) -> None:
+        """Draw scalars at this many queries."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write out what is still held back; to be called on every way out."""
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Draw one row of the record, if it belongs to a curve."""
+        if row["event"] in CURVES:
+            self.log(row["queries"], scalars(row))
+
+
+class NoTracker(Tracker):
+    """Draws nothing, for runs without a tracker and for all processes but the main one."""
+
+    def log(self, queries: int, values: Mapping[str, float]) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class TensorBoard(Tracker):
+    """Event files in ``tensorboard/`` of the run folder.
+
+    What an earlier session left there is replaced: it may reach beyond the checkpoint from which the run goes on.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, started: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, queries: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, queries)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandB(Tracker):
+    """A run of Weights & Biases, the same one after each resume.
+
+    What is logged there cannot be taken back, so what it holds already is not sent again.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, started: str) -> None:
+        import wandb
+
+        identity = hashlib.sha256(f"{config.config_hash()} {started}".encode()).hexdigest()[:16]
+        self._run = wandb.init(
+            project="overopt-bench", id=identity, resume="allow", dir=str(folder), config=config.model_dump(mode="json")
+        )
+        self._known = int(self._run.step)  # steps below this one are there
+
+    def log(self, queries: int, values: Mapping[str, float]) -> None:
+        if queries >= self._known:
+            self._run.log(dict(values), step=queries)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+KINDS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def check_tracker(kind: str | None) -> None:
+    """Make sure that a tracker can be used, before anything is written.
 
     Raises:
         UserError: for an unknown kind, or one whose package is not installed.
     """
+    if kind is None:
+        return
+    if kind not in KINDS:
+        raise unknown_name("--tracker", kind, KINDS)
+    if importlib.util.find_spec(kind) is None:
+        raise UserError(f"--tracker {kind}: the package is not installed; pip install {kind}")
 
-    def __init__(self, kind: str | None, config: RunConfig, folder: Path) -> None:
-        self._accelerator = None
-        if kind is None:
-            return
-        if kind not in KINDS:
-            raise UserError(f"--tracker {kind}: allowed are {', '.join(KINDS)}")
-        from accelerate import Accelerator
-        from accelerate.tracking import is_tensorboard_available, is_wandb_available
 
-        if not {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}[kind]():
-            raise UserError(f"--tracker {kind}: the package is not installed; pip install {kind}")
-        self._accelerator = Accelerator(log_with=kind, project_dir=folder, cpu=True)
-        flat = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config.model_dump().items()}
-        self._accelerator.init_trackers("overopt-bench", config=flat)
+def open_tracker(
+    kind: str | None, config: RunConfig, folder: Path, started: str, rows: Iterable[Mapping[str, Any]]
+) -> Tracker:
+    """A tracker that shows what the record holds already, and goes on from there.
 
-    def log(self, row: Mapping[str, Any], queries: int) -> None:
-        """Scalars of one record, at this many queries."""
-        if self._accelerator is not None:
-            self._accelerator.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=queries)
-
-    def close(self) -> None:
-        """Flush."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+    Args:
+        kind: one of ``KINDS``, or None for no tracker. folder: of the run. started: when the run was started at first,
+            which tells apart runs of one configuration. rows: of the record so far.
+    """
+    if kind is None:
+        return NoTracker()
+    tracker: Tracker = KINDS[kind](config, folder, started)  # type: ignore[call-arg]
+    for row in rows:
+        tracker.record(row)
+    return tracker

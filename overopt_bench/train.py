@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 import torch
 
 from overopt_bench.assembly import assemble
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import RunError, UserError
+from overopt_bench.errors import DriftError, RunError, Stopped, UserError
 from overopt_bench.evaluate import Evaluator
 from overopt_bench.optimizer import MAX_SKIPPED
 from overopt_bench.plugins import Plugin
 from overopt_bench.progress import Progress
-from overopt_bench.provenance import provenance, resume_command
-from overopt_bench.recorder import open_recorder
+from overopt_bench.provenance import provenance, read_sessions, resume_command
+from overopt_bench.recorder import Snapshot, open_recorder
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
 from overopt_bench.runtime import Runtime
-from overopt_bench.trackers import Tracker
+from overopt_bench.stopping import StopSignals, print_last
+from overopt_bench.trackers import NoTracker, Tracker, check_tracker, open_tracker
 from overopt_bench.types import Algorithm
 from overopt_bench.world import join_world
 
@@ -35,11 +35,15 @@ SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is
 
 def run(
     config: RunConfig, *, out: Path, runtime: Runtime | None = None, plugins: Sequence[Plugin] = (),
-    tracker: str | None = None,
+    tracker: str | None = None, take_over: bool = False,
 ) -> Path:  # fmt: skip
     """Train one run to the end of its budget, or go on with it; a complete run is left as it is.
 
     Under ``accelerate launch`` every process calls this; they share the work and the first one writes.
+
+    Args:
+        tracker: also log live to this one of ``trackers.KINDS``. take_over: take the place of a dead process that still
+            holds the run folder.
 
     Returns:
         The run folder.
@@ -47,69 +51,80 @@ def run(
     Raises:
         UserError: where the folder is not this run's or the disk is full.
         RunError: where training failed, or another process of the run died; the record says why.
-        KeyboardInterrupt: after Ctrl-C, once everything is saved.
+        Stopped: a SystemExit, after Ctrl-C, SIGTERM or SIGHUP; the state before the round or evaluation that was given up
+            is saved, so that the run goes on to the same numbers.
     """
-    session = _Session(config, out, runtime or Runtime(), plugins, tracker)
+    check_tracker(tracker)
+    session = _Session(config, out, runtime or Runtime(), plugins, tracker, take_over)
     try:
-        session.run()
-    finally:
-        session.recorder.close()
+        with closing(session):
+            session.run()
+    except Stopped:
+        session.tell()
+        raise
     return session.recorder.folder
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second one does not wait."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("\nstopping after this step ...", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        try:
-            old = {s: signal.signal(s, self) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: whoever runs us handles signals
-            old = {}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 class _Session:
     """One process's work on one run."""
 
     def __init__(
-        self, config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin], tracker: str | None
-    ) -> None:
-        self.config, self.stop = config, _Stop()
-        self.command = resume_command(config, out, runtime, plugins)
+        self, config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin], tracker: str | None,
+        take_over: bool,
+    ) -> None:  # fmt: skip
+        self.config = config
         self.world = join_world(runtime.device)
+        self.command = resume_command(config, out, runtime, plugins, tracker, self.world.size)
+        self.stop = StopSignals(quiet=not self.world.main)
+        self.world.check_stop = self.stop.check
         suite = get_suite(config.suite, runtime.weights, config.model)
         self.rewards = {name: get_reward(name, suite) for name in evaluated_rewards(suite, config.proxy, config.gold)}
         parts = assemble(config, suite, self.rewards, runtime, self.world)
         self.policy, self.budget, self.generators = parts.policy, parts.budget, parts.generators
         self.algorithm: Algorithm = parts.algorithm
         self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
-        # only now, when nothing that a user gave can be wrong any more, something is written
-        origin = provenance(
+        self.origin = provenance(
             config, suite, self.rewards, parts.own_encoder, plugins, parts.runtime, processes=self.world.size
         )
-        self.recorder = open_recorder(config.folder(out), config, origin, self.world)
-        self.tracker = Tracker(tracker if self.world.main else None, config, self.recorder.folder)
+        self.tracker_kind = tracker if self.world.main else None
+        self.tracker: Tracker = NoTracker()
+        self.kept: Snapshot | None = None  # the newest whole state: before the round or evaluation that is under way
         self.round, self.point, self._warned, self._warned_skipped = 0, 0, False, False
+        # only now, when nothing that a user gave can be wrong any more, something is written
+        self.recorder = open_recorder(config.folder(out), config, self.origin, self.world, take_over)
 
     def run(self) -> None:
         """Go on from the newest checkpoint until the budget is spent."""
         if self.world.on_main(self.recorder.complete):
             self._say(f"{self.recorder.folder} is complete; nothing to do")
             return
+        with self.stop.listening(self._overdue):
+            try:
+                self._start()
+                spends = self.algorithm.trains or self.algorithm.selects
+                with Progress(self.config, self.budget, quiet=not self.world.main, spends=spends) as self.progress:
+                    self._loop()
+                self.recorder.status("complete", self.budget.queries)
+            except BaseException as error:
+                self.stop.answered()
+                raise self._ended_by(error) from None
+        if self.stop.number is not None:  # too late for this run, not for what a sweep has left
+            self.command = ""
+            raise Stopped(self.stop.number)
+
+    def close(self) -> None:
+        """Write out what is held back and release the folder."""
+        try:
+            self.tracker.close()
+        finally:
+            self.recorder.close()
+
+    def tell(self) -> None:
+        """The last line of a run that was stopped: how to go on."""
+        if self.world.main and self.command:
+            print_last(f"interrupted and saved; go on with:\n  {self.command}")
+
+    def _start(self) -> None:
         state, complaints = self.world.on_main(self.recorder.resume)
         for line in complaints:
             self._say(f"warning: {line}", sys.stderr)
@@ -117,35 +132,53 @@ class _Session:
         if state is not None:
             self._load(state)
             self._say(f"going on at {self.budget.queries} queries")
+        self.recorder.add_session(self.origin, self.budget.queries)
+        if self.tracker_kind is not None:
+            folder = self.recorder.folder
+            started = read_sessions(folder)[0]["started"]
+            self.tracker = open_tracker(self.tracker_kind, self.config, folder, started, self.recorder.rows())
         self.recorder.status("running", self.budget.queries)
-        with self.stop.listening(), Progress(self.config, self.budget, quiet=not self.world.main) as self.progress:
-            try:
-                self._loop()
-            except FloatingPointError as error:
-                self.recorder.status("failed", self.budget.queries, str(error))
-                saved = any((self.recorder.folder / "checkpoint").iterdir())
-                kept = (
-                    f"the last good checkpoint is kept in {self.recorder.folder}" if saved else "nothing was saved yet"
-                )
-                raise RunError(f"{error}; stopped at {self.budget.queries} queries, {kept}") from None
-            except torch.cuda.OutOfMemoryError:
-                self.recorder.status("failed", self.budget.queries, "out of GPU memory")
-                raise RunError(
-                    f"out of GPU memory with micro-batches of {self.policy.micro_batch} and, in training,"
-                    f" {self.algorithm.ctx.micro_batch}; run the same command with a smaller --micro-batch, which changes no"
-                    " result and goes on from the last checkpoint"
-                ) from None
-            except UserError:  # the disk is full, so the status cannot be written either
-                raise
-            except BaseException as error:
-                reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-                state_name = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                self.recorder.status(state_name, self.budget.queries, reason)
-                raise
-        self.recorder.status("complete", self.budget.queries)
-        self.tracker.close()
-        if self.stop.asked:  # during the last evaluation: too late for this run, not for what a sweep has left
-            raise KeyboardInterrupt
+
+    def _ended_by(self, error: BaseException) -> BaseException:
+        """Save what was done, write down why it ends here, and return the error that says so."""
+        if isinstance(error, RunError) and self.stop.number is not None:
+            error = Stopped(self.stop.number)  # another process was stopped first, so it did not answer this one
+        if isinstance(error, Stopped) and not self.world.main:
+            time.sleep(1)  # the signal reaches the processes one after the other; the main one must not find this one dead
+        reason, told = str(error), error
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            reason, told = "out of GPU memory", RunError(
+                f"out of GPU memory with micro-batches of {self.policy.micro_batch} and, in training,"
+                f" {self.algorithm.ctx.micro_batch}; run the same command with a smaller --micro-batch, which changes no"
+                " result and goes on from the last checkpoint"
+            )  # fmt: skip
+        elif isinstance(error, FloatingPointError):
+            saved = self.kept is not None or any((self.recorder.folder / "checkpoint").iterdir())
+            kept = f"the last good checkpoint is kept in {self.recorder.folder}" if saved else "nothing was saved yet"
+            told = RunError(f"{error}; stopped at {self.budget.queries} queries, {kept}")
+        elif not isinstance(error, (Stopped, RunError, UserError)):
+            reason = f"{type(error).__name__}: {error}"
+        self._write_down("interrupted" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed", reason, error)
+        return told
+
+    def _write_down(self, state: str, reason: str, error: BaseException | None = None) -> None:
+        """Save the state that was kept, where it is good, and the status, where the disk takes them."""
+        queries = self.budget.queries if self.kept is None else self.kept.queries
+        if self.kept is not None and not isinstance(error, DriftError):
+            with suppress(UserError, RunError):
+                self.recorder.save(self.kept)
+        with suppress(UserError, RunError):
+            self.recorder.status(state, queries, reason)
+
+    def _overdue(self, number: int) -> None:
+        """The main thread does not answer: save in its place and end the process."""
+        try:
+            self._write_down("interrupted", str(Stopped(number)))
+            self.recorder.close()
+            self.tell()
+        finally:
+            sys.stdout.flush()
+            os._exit(128 + number)
 
     def _say(self, line: str, file: TextIO | None = None) -> None:
         if self.world.main:
@@ -169,21 +202,21 @@ class _Session:
     def _loop(self) -> None:
         saved = time.monotonic()
         while True:
+            self._keep()
             if self._due():
                 self._evaluate()
+                self._keep()
                 self._save()
                 saved = time.monotonic()
             if self.budget.exhausted:
                 break
-            if self.world.any(self.stop.asked):
-                self._save()
-                self._say(f"interrupted and saved; go on with:\n  {self.command}")
-                raise KeyboardInterrupt
+            self.stop.check()
             if self.algorithm.trains:
                 self._step()
             else:
                 self._select()
             if time.monotonic() - saved > SAVE_SECONDS and not self._due():
+                self._keep()
                 self._save()
                 saved = time.monotonic()
         self._save_adapter()
@@ -214,10 +247,7 @@ class _Session:
                 f"warning: {metrics['clipfrac/first']:.0%} of ratios are outside the clip range before any update, by rounding"
                 f" alone ({self.config.precision}); a finer --precision or a wider clip_range would mend it", sys.stderr,
             )  # fmt: skip
-        metrics = {**metrics, **self._skipped_steps()}
-        row = {**self._where(), "round": self.round, **metrics}
-        self.recorder.write("train", row)
-        self.tracker.log(metrics, self.budget.queries)
+        self._record("train", {"round": self.round, **metrics, **self._skipped_steps()})
         for event in self.algorithm.critic_events():
             self.recorder.write("critic", {**self._where(), "round": self.round, **event})
         self.progress.trained(metrics)
@@ -243,6 +273,11 @@ class _Session:
         if (found := self.algorithm.candidates()) is not None:
             self.evaluator.add_to_pool(found)
 
+    def _record(self, event: str, row: dict[str, Any]) -> None:
+        row = {**self._where(), **row}
+        self.recorder.write(event, row)
+        self.tracker.record({"event": event, **row})
+
     def _where(self) -> dict[str, Any]:
         return {"queries": self.budget.queries, "nfe": self.budget.nfe, "seconds": round(self.budget.seconds, 3)}
 
@@ -255,20 +290,26 @@ class _Session:
             name = self.recorder.image(self.budget.queries, images, details[0]["columns"])
             for detail in details:
                 self.recorder.write("scores", {**self._where(), "point": self.point, **detail, "image_file": name})
-        self.recorder.write("eval", {**self._where(), "point": self.point, **row})
-        self.tracker.log(row, self.budget.queries)
+        self._record("eval", {"point": self.point, **row})
         self.progress.evaluated(row)
         intervals = self.config.eval_points - 1
         passed = int(self.budget.spent * intervals / self.config.budget)  # not spent // spacing: 2048 // 409.6 is 4
         self.point = self.config.eval_points if self.budget.exhausted else passed + 1
 
-    def _save(self) -> None:
+    def _keep(self) -> None:
+        """Keep the state as it is now: what a stop or a failure in what follows saves. Only the main process needs it."""
+        if not self.world.main:
+            return
         state = {
             "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(), "budget": self.budget.state_dict(),
             "generators": self.generators.state_dict(), "pool": self.evaluator.pool.state_dict(),
             "round": self.round, "point": self.point, "calibration": self.calibration,
         }  # fmt: skip
-        self.recorder.checkpoint(self.budget.queries, state)
+        self.kept = self.recorder.snapshot(self.budget.queries, state)
+
+    def _save(self) -> None:
+        if self.kept is not None:
+            self.recorder.save(self.kept)
         self._save_adapter()
 
     def _save_adapter(self) -> None:

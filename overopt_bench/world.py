@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from overopt_bench.errors import RunError, UserError
+from overopt_bench.errors import DriftError, RunError, UserError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # the slowest thing that others wait for: the writer's evaluation images and checkpoint
@@ -39,10 +39,15 @@ class World:
 
     Args:
         device: on which tensors travel between processes.
+
+    Attributes:
+        check_stop: called before each micro-batch and each pass of the U-Net. Whoever runs the world may put a function
+            here that raises ``Stopped``; it must not communicate, for the processes reach it at different moments.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu") -> None:
         self.rank, self.size, self.device = rank, size, torch.device(device)
+        self.check_stop: Callable[[], None] = lambda: None
 
     @property
     def main(self) -> bool:
@@ -50,12 +55,15 @@ class World:
         return self.rank == 0
 
     def share(self, n: int) -> Tensor:
-        """This process's part of 0..n-1, int64, in order; sizes differ by one at most."""
+        """This process's part of 0..n-1, int64, in order; sizes differ by one at most, so the last ones may be empty."""
         return torch.arange(n).tensor_split(self.size)[self.rank]
 
     def parts(self, n: int, size: int) -> Iterator[Tensor]:
-        """This process's part of 0..n-1 in micro-batches of ``size``."""
-        yield from (part for part in self.share(n).split(size) if len(part))
+        """This process's part of 0..n-1 in micro-batches of ``size``; none where its share is empty."""
+        for part in self.share(n).split(size):
+            self.check_stop()
+            if len(part):
+                yield part
 
     def map(self, work: Callable[[Tensor], tuple[Tensor, ...]], n: int, size: int) -> tuple[Tensor, ...]:
         """``work`` on all of 0..n-1, in micro-batches of ``size`` and shared out; its results ``[n, ...]``, on all processes.
@@ -69,13 +77,14 @@ class World:
 
     def _gather(self, own: tuple[Tensor, ...], n: int) -> Iterator[Tensor]:
         lengths = [len(part) for part in torch.arange(n).tensor_split(self.size)]
-        if not all(lengths):  # nobody knows the shapes of an empty share
-            raise UserError(f"{n} samples cannot be shared by {self.size} processes; use fewer, or larger batches")
+        if not all(lengths):  # only a process with a share knows the shapes, and the first one always has one
+            forms = self.on_main(lambda: [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in own])
+            own = own or tuple(torch.empty((0, *shape), dtype=dtype) for shape, dtype in forms)
         with _peers_alive():
             for tensor in own:
                 tensor = tensor.to(self.device).contiguous()
-                padding = max(lengths) - len(tensor)
-                padded = torch.cat([tensor, tensor[:1].expand(padding, *tensor.shape[1:])]) if padding else tensor
+                padding = tensor.new_zeros((max(lengths) - len(tensor), *tensor.shape[1:]))
+                padded = torch.cat([tensor, padding]) if len(padding) else tensor
                 received = [torch.empty_like(padded) for _ in lengths]
                 dist.all_gather(received, padded)
                 yield torch.cat([part[:k] for part, k in zip(received, lengths, strict=True)])
@@ -89,14 +98,14 @@ class World:
             dist.all_reduce(total)
             return total.to(tensor.device)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; a missing one counts as 0."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over all processes; a missing one counts as 0."""
         if self.size == 1:
             return
         parameters = list(parameters)
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        total = self.sum(flat)
-        for p, grad in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        mean = self.sum(flat) / self.size
+        for p, grad in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p).clone()
 
     def any(self, value: bool) -> bool:
@@ -107,27 +116,30 @@ class World:
         """The result of ``work`` on the main process, given to all.
 
         Raises:
-            UserError: on the main process; the others end without a word of their own.
+            Exception: what ``work`` raised, on the main process; the others end without a word of their own.
         """
         if self.size == 1:
             return work()
-        box: list[Any] = [None, None]
+        box: list[Any] = [None, None]  # the result, or the exit status of the others
+        failure: Exception | None = None
         if self.main:
             try:
                 box[0] = work()
-            except UserError as error:
-                box[1] = error
+            except Exception as error:  # the others must not wait for what will never come
+                failure, box[1] = error, 2 if isinstance(error, UserError) else 1
         with _peers_alive():
             dist.broadcast_object_list(box, src=0, device=self.device)
+        if failure is not None:
+            raise failure
         if box[1] is not None:
-            raise box[1] if self.main else SystemExit(2)
+            raise SystemExit(box[1])
         return box[0]  # type: ignore[no-any-return]
 
     def check_equal(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make sure that all processes hold the same weights.
 
         Raises:
-            RunError: where they have drifted apart, because an algorithm did not sum its gradients.
+            DriftError: where they have drifted apart, because an algorithm did not average its gradients.
         """
         if self.size == 1:
             return
@@ -136,9 +148,9 @@ class World:
             first = own.clone()
             dist.broadcast(first, src=0)
         if self.any(not torch.equal(first, own)):
-            raise RunError(
+            raise DriftError(
                 "the processes hold different weights: an algorithm must update them with overopt_bench.optimizer.Optimizer,"
-                " which sums gradients, and draw from ctx.generators only"
+                " which averages gradients, and draw from ctx.generators only"
             )
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from overopt_bench import api, train
 from overopt_bench.config import resolve
-from overopt_bench.errors import RunError
+from overopt_bench.errors import RunError, Stopped
 from overopt_bench.evaluate import diversity, image_noise
 from overopt_bench.registry import rewards
 
@@ -155,8 +155,9 @@ def test_ctrl_c_in_the_last_evaluation_is_not_lost(tmp_path: Path, monkeypatch: 
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train._Session, "_evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         run(tmp_path)
+    assert stopped.value.code == 130
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "complete"
 

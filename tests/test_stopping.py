@@ -1,0 +1,98 @@
+"""Ctrl-C and SIGTERM: saved within ten seconds whatever is under way, and the run goes on to the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import ENVIRONMENT, LAUNCH
+
+from overopt_bench.cli import main
+from overopt_bench.provenance import read_sessions
+
+RUN = [
+    "-m", "overopt_bench", "run", "--algo", "ddpo", "--proxy", "slow", "--suite", "mini", "--device", "cpu", "--plugin",
+    str(Path(__file__).parent / "plugins" / "slow.py"), "--budget", "32", "--eval-points", "2", "--eval-images", "4",
+    "--num-steps", "3", "--set", "samples_per_epoch=16", "--set", "images_per_prompt=8", "--out",
+]  # fmt: skip
+FOLDER = Path("mini/slow/ddpo/seed0")
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    """The record without the clock."""
+    rows = [json.loads(line) for line in (out / FOLDER / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def stopped(start: list[str], out: Path, number: int, slow: float, group: bool = False) -> tuple[int, list[str]]:
+    """Start a run, stop it in its second round and wait: exit status and lines of the terminal.
+
+    Args:
+        group: signal the whole process group, as a terminal does for Ctrl-C.
+    """
+    log = out.with_suffix(".log")
+    with open(log, "w") as terminal:
+        process = subprocess.Popen(
+            [*start, *RUN, str(out)], stdout=terminal, stderr=terminal, start_new_session=True,
+            env={**ENVIRONMENT, "SLOW_SECONDS": str(slow)},
+        )  # fmt: skip
+    record, deadline = out / FOLDER / "metrics.jsonl", time.monotonic() + 100
+    while not record.exists() or b'"round": 1,' not in record.read_bytes():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    time.sleep(0.3)  # into the next round's rewards
+    asked = time.time()
+    os.killpg(process.pid, number) if group else process.send_signal(number)
+    process.wait(timeout=60)
+    assert (out / FOLDER / "status.json").stat().st_mtime - asked < 10
+    time.sleep(1)  # the last line waits for the launcher's end
+    return process.returncode, log.read_text().rstrip().splitlines()
+
+
+def go_on(start: list[str], words: list[str]) -> None:
+    """Run ``overopt-bench`` to the end, by a launcher or in this process."""
+    if not start:
+        assert main(words) == 0
+        return
+    done = subprocess.run([*start, "-m", "overopt_bench", *words], env=ENVIRONMENT, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
+    """The run is saved before its second round, and its last line leads to the end of a run that was left alone."""
+    status = json.loads((out / FOLDER / "status.json").read_text())
+    assert status == {"state": "interrupted", "queries": 16, "reason": f"stopped by {name}"}, lines
+    assert not (out / FOLDER / ".heartbeat").exists()
+    words = shlex.split(lines[-1])
+    launcher = [] if words[0] == "overopt-bench" else [sys.executable, "-m", "torch.distributed.run", *words[1:4]]
+    go_on(launcher, words[words.index("run") :])
+    assert [s["queries"] for s in read_sessions(out / FOLDER)] == [0, 16]
+    assert events(out) == events(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "slow", "status"), [("SIGTERM", 60, 143), ("SIGINT", 1, 130), ("SIGHUP", 1, 129)]
+)  # fmt: skip
+def test_one_process(name: str, slow: float, status: int, tmp_path: Path, clean_registry: None) -> None:
+    code, lines = stopped([sys.executable], tmp_path / "run", getattr(signal, name), slow)
+    assert code == status
+    go_on([], [*RUN[2:], str(tmp_path / "whole")])
+    check(tmp_path / "run", lines, tmp_path / "whole", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "slow", "group"), [("SIGTERM", 60, False), ("SIGINT", 1, True)])
+def test_two_processes(name: str, slow: float, group: bool, tmp_path: Path) -> None:
+    """Under a launcher, whose own traceback must not come last; a terminal's Ctrl-C reaches all processes at once."""
+    _, lines = stopped(LAUNCH, tmp_path / "run", getattr(signal, name), slow, group)
+    go_on(LAUNCH, [*RUN[2:], str(tmp_path / "whole")])
+    check(tmp_path / "run", lines, tmp_path / "whole", name)
