@@ -87,14 +87,14 @@ def sweep(
     return run_all(configs, out, lambda one: _start(one, options, out, take_over=take_over))
 
 
-def report(results: o.Results = None, out: o.ReportOut = Path("report")) -> Path:
+def report(results: o.Results = None, reference: o.Reference = False, out: o.ReportOut = Path("report")) -> Path:
     """Draw figures, tables and a verdict from results.
 
-    Returns the path of the page, OUT/index.html.
+    Without RESULTS, of your own runs in the folder results. Returns the path of the page, OUT/index.html.
     """
     from overopt_bench.report import build_report
 
-    index = build_report([Path(path) for path in results or ["results"]], Path(out))
+    index = build_report([Path(path) for path in results] if results else None, Path(out), reference)
     print(index)
     return index
 

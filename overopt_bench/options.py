@@ -86,7 +86,10 @@ Config = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of results.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [cuda where there is one]")]
 What = Annotated[str | None, typer.Argument(help="algorithms, rewards, suites or presets; all where left out.")]
-Results = Annotated[Words, typer.Argument(help="Run folders or folders of runs. [results]")]
+Results = Annotated[Words, typer.Argument(help="Run folders or folders of runs. [your own in results]")]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Also draw the repository's own records of the same settings.")
+]
 ReportOut = Annotated[Path, typer.Option(help="Folder of the report.")]
 EvalRewards = Annotated[
     Words, typer.Option("--reward", metavar="NAME", help="Reward to ask; may be repeated. [the suite's]")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from overopt_bench.errors import UserError
-from overopt_bench.report import figures, page, tables
+from overopt_bench.report import curves, figures, page, tables
+from overopt_bench.report.cells import write
+from overopt_bench.report.escape import file_name
 from overopt_bench.report.filmstrip import filmstrips, stills
-from overopt_bench.report.load import Group, find_runs, group_runs
-from overopt_bench.report.verdicts import verdicts
+from overopt_bench.report.groups import Group, group_runs
+from overopt_bench.report.layout import literal_text, save
+from overopt_bench.report.load import find_runs
+from overopt_bench.report.reference import reference_runs, with_reference
+from overopt_bench.report.verdicts import findings, verdicts
 
 TABLE_NOTE = (
     "Mean over seeds with its 95 % t interval in brackets; a single seed has none. Peaks are located on one half of the images"
@@ -20,61 +27,79 @@ SCALING_NOTE = (
     "The forms of Gao et al. (2022) by least squares, seed by seed, for gold over the base model. The logarithmic form does"
     " not hold near d = 0; where R2 is low, alpha and beta say nothing."
 )
+REFERENCE_NOTE = (
+    "All runs on a proxy read after equally many queries, the most that each of them has spent; interpolated between"
+    " evaluations. Mean over seeds with its 95 % t interval; a single seed has none."
+)
 SEED_NOTE = "± is one standard error of the paired difference over images; yes means more than two."
 
 
-def build_report(paths: list[Path], out: Path) -> Path:
-    """Draw everything that the runs at or below ``paths`` allow.
+def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = False) -> Path:
+    """Draws everything that the runs at or below ``paths`` allow.
+
+    Args:
+        paths: run folders or folders of runs; the user's own in ``results`` where None.
+        out: the report's folder, made where it is missing.
+        reference: whether the repository's records of the same settings are drawn beside the runs.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        UserError: where there are no runs, or none that is complete.
+        UserError: where there are no runs, none that is complete, or no records to draw beside them.
     """
     runs = find_runs(paths)
     groups = group_runs(runs)
+    notes: list[str] = []
     if not groups:
         states = "; ".join(f"{run.folder}: {run.state}{f' ({run.reason})' if run.reason else ''}" for run in runs[:5])
         raise UserError(f"none of {len(runs)} runs is complete, so there is nothing to report: {states}")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
+    if reference:
+        groups, notes = with_reference(groups, reference_runs())
+        for note in notes:
+            print("note:", note, file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
-    contexts = [_group(group, out if len(groups) == 1 else out / group.name) for group in groups]
+    contexts = [_group(group, out if len(groups) == 1 else out / file_name(group.name)) for group in groups]
     index = out / "index.html"
-    index.write_text(page.render(contexts, runs), encoding="utf-8")
+    index.write_text(page.render(contexts, runs, notes), encoding="utf-8", newline="\n")
     return index
 
 
 def _group(group: Group, out: Path) -> dict[str, Any]:
+    with literal_text():
+        drawn = _figures(group, out / "figures")
+    shown = []
+    for title, name, note, table in (
+        ("Beside the reference records", "beside_reference", REFERENCE_NOTE, tables.reference_table(group)),
+        ("Training prompts", "summary_train", TABLE_NOTE, tables.summary_table(group, "train")),
+        ("Held-out prompts", "summary_heldout", TABLE_NOTE, tables.summary_table(group, "heldout")),
+        ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
+        ("Gold against d = sqrt(path KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
+    ):
+        if len(table):
+            write(table, out / "tables", name)
+            shown.append(page.table_context(title, note, table))
+    return page.group_context(group, findings(group), verdicts(group), drawn, shown, filmstrips(group))
+
+
+def _figures(group: Group, folder: Path) -> list[tuple[str, Path]]:
+    """Draws and saves a group's figures; their titles and files."""
     drawn: list[tuple[str, Path]] = []
 
     def draw(title: str, name: str, figure: Any) -> None:
         if figure is not None:
-            drawn.append((title, figures.save(figure, out / "figures", name.replace(":", "-"))))
+            drawn.append((title, save(figure, folder, name)))
 
-    draw("Proxy and gold against queries", "proxy_and_gold_against_queries", figures.proxy_and_gold(group))
-    draw("Gold against proxy", "gold_against_proxy", figures.gold_against_proxy(group))
-    draw("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", figures.against_kl(group))
+    draw("Proxy and gold against queries", "proxy_and_gold_against_queries", curves.proxy_and_gold(group))
+    draw("Gold against proxy", "gold_against_proxy", curves.gold_against_proxy(group))
+    draw("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", curves.against_kl(group))
     cross = tables.cross_table(group)
     draw("Trained on, scored by", "cross_rewards", figures.cross_rewards(group, cross) if cross else None)
-    draw("Diversity", "diversity", figures.diversity(group))
+    draw("Diversity", "diversity", curves.diversity(group))
     for proxy in group.proxies():
         draw(f"Dormant critic neurons, trained on {proxy}", f"dormant_{proxy}", figures.dormant(group, proxy))
         if images := stills(group, proxy):
             draw(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", figures.stills(group, proxy, images))
-    shown = []
-    for split, title in (("train", "Training prompts"), ("heldout", "Held-out prompts")):
-        table = tables.summary_table(group, split)
-        if len(table):
-            tables.write(table, out / "tables", f"summary_{split}")
-            shown.append(page.table_context(title, TABLE_NOTE, table))
-    seeds = tables.overoptimization_table(group)
-    if len(seeds):
-        tables.write(seeds, out / "tables", "overoptimization")
-        shown.append(page.table_context("Overoptimization, seed by seed", SEED_NOTE, seeds))
-    fits = tables.scaling_table(group)
-    if len(fits):
-        tables.write(fits, out / "tables", "scaling")
-        shown.append(page.table_context("Gold against d = sqrt(path KL), fitted", SCALING_NOTE, fits))
-    return page.group_context(group, verdicts(group), drawn, shown, filmstrips(group))
+    return drawn

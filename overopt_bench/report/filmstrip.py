@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from overopt_bench.report.load import REFERENCES, Group, Run
+from overopt_bench.report.groups import REFERENCES, Group
+from overopt_bench.report.load import Run
 
 PROMPTS = 4  # a page of all proxies stays below ten megabytes
+STILL_COLUMNS = 10  # pictures of a still beside each other, at most
 
 
 def filmstrips(group: Group) -> list[dict[str, Any]]:
     """For each proxy: prompts, and per prompt and algorithm the frames (first seed) with their scores.
 
-    A frame is {"queries", "src" (a PNG as data URI), "proxy", "gold"}.
+    A frame is {"queries", "src" (a PNG as data URI), "scores" (the proxy's and each gold's, in the order of the
+    strip's "rewards"; None where the run did not record it)}.
     """
     strips = []
     for proxy in group.proxies():
@@ -25,10 +29,16 @@ def filmstrips(group: Group) -> list[dict[str, Any]]:
         runs = [run for run in runs if _rows(run)]
         if not runs:
             continue
-        first = _rows(runs[0])[0]
-        prompts = list(dict.fromkeys(first["prompts"]))[:PROMPTS]
-        shown = [{"prompt": p, "rows": [_strip(run, p, proxy, group.gold) for run in runs]} for p in prompts]
-        strips.append({"proxy": proxy, "gold": group.gold, "prompts": shown})
+        golds = group.golds(proxy)
+        prompts = list(dict.fromkeys(_rows(runs[0])[0]["prompts"]))[:PROMPTS]
+        shown = []
+        for prompt in prompts:
+            rows = [_strip(run, prompt, [proxy, *golds]) for run in runs]
+            if rows := [row for row in rows if row["frames"]]:
+                shown.append({"prompt": prompt, "rows": rows})
+        names = [f"proxy {proxy}", *(f"{group.role(gold)} {gold}" for gold in golds)]
+        if shown:
+            strips.append({"proxy": proxy, "rewards": names, "prompts": shown})
     return strips
 
 
@@ -36,26 +46,36 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     return [e for e in run.of("scores") if e["split"] == "train"]
 
 
-def _strip(run: Run, prompt: str, proxy: str, gold: str) -> dict[str, Any]:
+def _strip(run: Run, prompt: str, rewards: list[str]) -> dict[str, Any]:
     frames = []
     for row in _rows(run):
         k = row["prompts"].index(prompt)
         image = cell(run, row, k)
         if image is not None:
-            frames.append({
-                "queries": row["queries"], "src": _data_uri(image),
-                "proxy": round(row["scores"][proxy][k], 3), "gold": round(row["scores"][gold][k], 3),
-            })  # fmt: skip
+            scores = [_score(row, reward, k) for reward in rewards]
+            frames.append({"queries": row["queries"], "src": _data_uri(image), "scores": scores})
     return {"algorithm": run.label, "seed": run.config["seed"], "frames": frames}
 
 
+def _score(row: dict[str, Any], reward: str, k: int) -> float | None:
+    """Image k's score, rounded; None where the reward was not recorded or is not finite, which JSON cannot say."""
+    value = row["scores"].get(reward, [math.nan] * (k + 1))[k]
+    return round(value, 3) if math.isfinite(value) else None
+
+
 def cell(run: Run, row: dict[str, Any], k: int) -> Image.Image | None:
-    """Image k of a "scores" event, 128 pixels wide at most; None where the file is gone or damaged."""
+    """Image k of a "scores" event, 128 pixels wide at most; None where the file is gone or damaged.
+
+    Nor is a file read that lies outside the run's folder, whatever the record says.
+    """
+    file = (run.folder / row["image_file"]).resolve()
+    if not file.is_relative_to(run.folder.resolve()):
+        return None
     y, x = divmod(row["first_cell"] + k, row["columns"])
     size = row["cell"]
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a grid of XL's images is no attack, though as large
     try:
-        with Image.open(run.folder / row["image_file"]) as grid:
+        with Image.open(file) as grid:
             picture = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)).convert("RGB")
     except (OSError, SyntaxError):  # gone, cut off, or no picture: Pillow says broken PNG with a SyntaxError
         return None
@@ -72,32 +92,46 @@ def _data_uri(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class Still:
-    """One image of a still: which prompt, when ("start", "peak" or "end"), its scores, and the picture."""
+    """One image of a still.
+
+    Attributes:
+        prompt: what it should show. when: "start", "peak" (of which gold, where there are several) or "end".
+        queries: how many were spent by then. proxy: its score. golds: its score by each gold of the run.
+        image: the picture.
+    """
 
     prompt: str
     when: str
     queries: int
     proxy: float
-    gold: float
+    golds: dict[str, float]
     image: Image.Image
 
 
-def stills(group: Group, proxy: str, prompts: int = 3) -> dict[str, list[Still]]:
-    """Per algorithm, the first seed's images at the start, where its mean gold is highest, and at the end."""
+def stills(group: Group, proxy: str) -> dict[str, list[Still]]:
+    """Per algorithm, the first seed's images at the start, where the mean of each gold is highest, and at the end."""
+    runs = [group.of(proxy, label)[0] for label in group.labels(proxy) if label not in REFERENCES]
+    runs = [run for run in runs if len(_rows(run)) > 1]
+    golds = [gold for gold in group.golds(proxy) if all(run.recorded(gold) for run in runs)]
     found: dict[str, list[Still]] = {}
-    for label in group.labels(proxy):
-        run = group.of(proxy, label)[0]
+    for run in runs:
         rows = _rows(run)
-        if len(rows) < 2 or label in REFERENCES:
-            continue
-        top = max(range(len(rows)), key=lambda k: sum(rows[k]["scores"][group.gold]))
-        shown = []
-        for prompt in list(dict.fromkeys(rows[0]["prompts"]))[:prompts]:
-            for when, row in (("start", rows[0]), ("peak", rows[top]), ("end", rows[-1])):
-                k = row["prompts"].index(prompt)
-                image, scores = cell(run, row, k), row["scores"]
-                if image is not None:
-                    shown.append(Still(prompt, when, row["queries"], scores[proxy][k], scores[group.gold][k], image))
-        if len(shown) == 3 * prompts:
-            found[label] = shown
+        points = [("start", rows[0])]
+        for gold in golds:
+            top = max(rows, key=lambda row: sum(row["scores"][gold]))
+            points.append((f"peak of {gold}" if len(golds) > 1 else "peak", top))
+        points.append(("end", rows[-1]))
+        prompts = list(dict.fromkeys(rows[0]["prompts"]))[: max(1, STILL_COLUMNS // len(points))]
+        every = [_still(run, row, prompt, when, proxy, golds) for prompt in prompts for when, row in points]
+        shown = [still for still in every if still is not None]
+        if len(shown) == len(every):
+            found[run.label] = shown
     return found
+
+
+def _still(run: Run, row: dict[str, Any], prompt: str, when: str, proxy: str, golds: list[str]) -> Still | None:
+    k, scores = row["prompts"].index(prompt), row["scores"]
+    image = cell(run, row, k)
+    if image is None:
+        return None
+    return Still(prompt, when, row["queries"], scores[proxy][k], {gold: scores[gold][k] for gold in golds}, image)

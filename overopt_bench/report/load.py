@@ -1,34 +1,50 @@
-"""Run folders as they are: complete, incomplete, damaged; and which of them may be compared."""
+"""Run folders as they are: complete, incomplete, damaged, recorded in one session or in several."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
-from overopt_bench.registry import suites
 from overopt_bench.stats import Array
 
-NOT_COMPARED = {"algo", "params", "seed", "gold", "proxy"}  # everything else must be equal within a figure
-
-REFERENCES = ("base", "best_of_n")  # what is shown beside the algorithms that train
+STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
+COMMITTED = ("reference", "search")  # folders of the repository's own records within ``results``
+REQUIRED: dict[str, type] = {
+    "algo": str, "proxy": str, "gold": list, "suite": str, "seed": int, "budget": int, "budget_unit": str
+}  # fmt: skip
 
 
 @dataclass
 class Run:
-    """One run folder. ``state`` is complete, running, interrupted, failed, damaged or duplicate; ``reason`` says why."""
+    """One run folder.
+
+    Attributes:
+        folder: where it is.
+        state: complete, running, interrupted, failed, damaged or duplicate.
+        reason: why it is in that state; empty where there is nothing to say.
+        config: the resolved configuration.
+        sessions: where its numbers came from, once for each time that it was started or resumed.
+        events: the lines of ``metrics.jsonl``.
+    """
 
     folder: Path
     state: str
     reason: str = ""
     config: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the run's first numbers came from; empty where nothing was recorded."""
+        return self.sessions[0] if self.sessions else {}
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """Events of one kind, in order."""
@@ -44,10 +60,19 @@ class Run:
         rows = self.of("eval")
         return float(rows[-1][key]) if rows and rows[-1].get(key) is not None else None
 
+    def at(self, key: str, queries: float) -> float | None:
+        """The metric after so many queries, interpolated between evaluations; None where it was not recorded there."""
+        xs, ys = self.curve(key)
+        return float(np.interp(queries, xs, ys)) if len(xs) and xs[0] <= queries <= xs[-1] else None
+
     def scores(self, split: str, reward: str) -> Array | None:
         """Scores ``[points, images]`` of a split; None where single images were not kept (best-of-n)."""
         rows = [e["scores"][reward] for e in self.of("scores") if e["split"] == split and reward in e["scores"]]
         return np.array(rows, float) if len(rows) > 1 else None
+
+    def recorded(self, reward: str, split: str = "train") -> bool:
+        """Whether the run evaluated the reward."""
+        return any(e.get(f"{split}/{reward}/mean") is not None for e in self.of("eval"))
 
     @property
     def algo(self) -> str:
@@ -59,73 +84,57 @@ class Run:
         return self.algo + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
 
 
-@dataclass(frozen=True)
-class Group:
-    """Complete runs that may be drawn together: same suite, budget, sampler and evaluation; any proxies."""
-
-    name: str
-    settings: dict[str, Any]
-    runs: tuple[Run, ...]
-
-    def proxies(self) -> list[str]:
-        """Proxies that something was trained on, sorted."""
-        return sorted({str(run.config["proxy"]) for run in self.runs})
-
-    def labels(self, proxy: str) -> list[str]:
-        """Algorithms run on a proxy, in the order in which they are always shown."""
-        order = [*REFERENCES, "ddpo", "alignprop", "tdpo", "tdpo_r"]
-        found = {run.label for run in self.runs if run.config["proxy"] == proxy}
-        return sorted(found, key=lambda label: (order.index(label) if label in order else len(order), label))
-
-    def of(self, proxy: str, label: str) -> list[Run]:
-        """The seeds of one algorithm on one proxy."""
-        runs = [run for run in self.runs if run.config["proxy"] == proxy and run.label == label]
-        return sorted(runs, key=lambda run: int(run.config["seed"]))
-
-    @property
-    def gold(self) -> str:
-        """The gold reward that verdicts speak of: recorded by all runs, trained on by none, the suite's own first."""
-        shared = set.intersection(*({*run.config["gold"]} for run in self.runs))
-        unseen = shared - {*self.proxies()} or shared
-        suite = suites.classes().get((None, str(self.settings["suite"])))
-        return suite.gold if suite is not None and suite.gold in unseen else sorted(unseen)[0]
-
-    @property
-    def title(self) -> str:
-        """What every figure says of itself."""
-        s = self.settings
-        return f"{s['suite']}, {s['budget']} {s['budget_unit']}"
+def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with today's defaults for the fields that came after it was recorded."""
+    fields = RunConfig.model_fields.items()
+    later = {name: f.get_default(call_default_factory=True) for name, f in fields if not f.is_required()}
+    return {**json.loads(json.dumps(later)), **config}
 
 
-def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """Every run folder at or below the paths.
+def find_runs(paths: Iterable[Path] | None = None) -> list[Run]:
+    """Reads every run folder at or below the paths.
+
+    Args:
+        paths: run folders or folders of runs. Where None, the user's own runs: all in ``results`` but the
+            repository's records.
 
     Raises:
         UserError: where a path does not exist or there is no run folder.
     """
+    own = paths is None
+    given = [Path("results")] if paths is None else list(paths)
+    skipped = [Path("results", name) for name in COMMITTED] if own else []
     folders: list[Path] = []
-    for path in paths:
+    for path in given:
         if not path.is_dir():
             raise UserError(
-                f"{path} is no folder; give run folders or a results folder, such as `overopt-bench report results`"
+                f"{path} is no folder; make a run with `overopt-bench run`, or give run folders or a folder of runs,"
+                " such as `overopt-bench report elsewhere/results`"
             )
         found = sorted(
             f.parent for name in ("config.json", "metrics.jsonl") for f in path.rglob(name) if ".tmp" not in f.name
         )
+        found = [f for f in found if not any(f.is_relative_to(skip) for skip in skipped)]
         folders += [f for f in dict.fromkeys(found) if f not in folders and _looks_like_run(f)]
     if not folders:
-        raise UserError(f"there is no run in {', '.join(map(str, paths))}; make one with `overopt-bench run`")
+        committed = next((path for path in skipped if path.is_dir()), None)
+        hint = f"; to draw the repository's own records: `overopt-bench report {committed}`" if committed else ""
+        raise UserError(f"there is no run in {', '.join(map(str, given))}; make one with `overopt-bench run`{hint}")
     return mark_duplicates([read_run(folder) for folder in folders])
 
 
 def mark_duplicates(runs: list[Run]) -> list[Run]:
-    """The same configuration and seed twice is one run, not two seeds: all but the first become ``duplicate``."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.state == "complete":
-            kept = first.setdefault(json.dumps([run.config, run.provenance.get("weights")], sort_keys=True), run)
-            if kept is not run:
-                run.state, run.reason = "duplicate", f"same configuration and seed as {kept.folder}"
+    """Marks all but one of the runs with the same configuration and seed as ``duplicate``: they are not two seeds.
+
+    Golds do not count, since they change nothing in training; the run that recorded the most rewards is kept.
+    """
+    kept: dict[str, Run] = {}
+    complete = [run for run in runs if run.state == "complete"]
+    for run in sorted(complete, key=lambda run: -len(run.of("eval")[-1])):
+        settings = {k: v for k, v in full_settings(run.config).items() if k != "gold"}
+        first = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), run)
+        if first is not run:
+            run.state, run.reason = "duplicate", f"same configuration and seed as {first.folder}"
     return runs
 
 
@@ -135,27 +144,32 @@ def _looks_like_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """One folder; damage becomes a state, never an exception."""
+    """Reads one folder; damage becomes a state, never an exception."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config, provenance = dict(content["config"]), dict(content.get("provenance", {}))
-        missing = {"algo", "proxy", "gold", "suite", "seed", "budget", "budget_unit"} - config.keys()
-        if missing:
+        content = _json((folder / "config.json").read_bytes())
+        config = dict(content["config"])
+        if missing := REQUIRED.keys() - config.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
+        if wrong := [name for name, kind in REQUIRED.items() if not isinstance(config[name], kind)]:
+            raise ValueError(f"is malformed in {', '.join(wrong)}")
+        if not all(isinstance(gold, str) for gold in config["gold"]):
+            raise ValueError("is malformed in gold")
+        first = dict(content.get("provenance", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Run(folder, "damaged", f"config.json: {error}")
-    run = Run(folder, "complete", config=config, provenance=provenance)
+    sessions = read_sessions(folder) or ([first] if first else [])
+    run = Run(folder, "complete", config=config, sessions=sessions)
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        status = _json((folder / "status.json").read_bytes())
         run.state, run.reason = str(status["state"]), str(status.get("reason") or "")
+        if run.state not in STATES:
+            raise ValueError(f"there is no state {run.state!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         run.state, run.reason = "damaged", f"status.json: {error}"
     lines = (folder / "metrics.jsonl").read_bytes().splitlines() if (folder / "metrics.jsonl").exists() else []
     for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            assert isinstance(event, dict) and "event" in event and "queries" in event
-        except (ValueError, AssertionError):
+        event = _parsed(line)
+        if not {"event", "queries"} <= event.keys():
             run.state, run.reason = "damaged", f"metrics.jsonl line {number} of {len(lines)} does not parse"
             break
         run.events.append(event)
@@ -166,45 +180,69 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def _json(raw: bytes) -> Any:
+    """JSON whose every text can be written as UTF-8: half a surrogate pair becomes a question mark."""
+    content = json.loads(raw)
+    if b"\\ud" in raw.lower():
+        content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+    return content
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A line of JSON Lines; empty where it is no object."""
+    try:
+        content = _json(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _end(run: Run) -> int:
     return int(run.config["budget"]) if run.config["budget_unit"] == "queries" else 0
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Complete runs by everything that must be equal for a comparison.
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``sessions.jsonl``; none where the run is older than that file.
 
-    Seeds of one algorithm and proxy whose parameters differ are kept apart: the smaller set goes to a group of
-    its own, named for what differs.
+    A line that does not parse, such as the last one before a power cut, is left out: no number depends on it.
     """
-    tables: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.state != "complete":
+    try:
+        lines = (folder / "sessions.jsonl").read_bytes().splitlines()
+    except OSError:
+        return []
+    return [session for line in lines if (session := _parsed(line))]
+
+
+NOT_A_DIFFERENCE = ("started", "queries")  # a session's own place in the run
+
+
+def session_differences(sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What changed between the sessions of a run.
+
+    Returns:
+        For each fact that changed its name, such as "versions.torch", and its values in order, such as
+        "2.4.0, then 2.5.0 from query 512"; "-" stands for nothing recorded.
+    """
+    flat = [_flat({k: v for k, v in session.items() if k not in NOT_A_DIFFERENCE}) for session in sessions]
+    found = []
+    for name in dict.fromkeys(name for facts in flat for name in facts):
+        values = [facts.get(name, "-") for facts in flat]
+        if len(set(values)) == 1:
             continue
-        key = {k: v for k, v in run.config.items() if k not in NOT_COMPARED | {"tag"}}
-        key["weights"] = run.provenance.get("weights")
-        tables.setdefault(json.dumps(key, sort_keys=True), []).append(run)
-    groups = []
-    for text, members in tables.items():
-        for k, part in enumerate(_consistent(members)):
-            settings = json.loads(text)
-            name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}" + (f"-variant{k}" if k else "")
-            groups.append(Group(name, settings, tuple(part)))
-    names = [g.name for g in groups]
-    return [
-        Group(g.name if names.count(g.name) == 1 else f"{g.name}-{n + 1}", g.settings, g.runs)
-        for n, g in enumerate(groups)
-    ]
+        text = values[0]
+        for session, before, value in zip(sessions[1:], values, values[1:], strict=False):
+            if value != before:
+                text += f", then {value} from query {session.get('queries', '?')}"
+        found.append((name, text))
+    return found
 
 
-def _consistent(runs: list[Run]) -> list[list[Run]]:
-    """Split runs so that within a part all seeds of an (algorithm, proxy) have the same parameters."""
-    parts: list[dict[tuple[str, str], tuple[str, list[Run]]]] = []
-    for run in runs:
-        cell, params = (run.label, str(run.config["proxy"])), json.dumps(run.config.get("params", {}), sort_keys=True)
-        for part in parts:
-            if cell not in part or part[cell][0] == params:
-                part.setdefault(cell, (params, []))[1].append(run)
-                break
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts as dotted names and text."""
+    found: dict[str, str] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
         else:
-            parts.append({cell: (params, [run])})
-    return [[run for _, members in part.values() for run in members] for part in parts]
+            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return found

@@ -1,18 +1,28 @@
-"""One self-contained HTML page: verdicts, filmstrip, figures, tables, and the state of every run."""
+"""One self-contained HTML page: findings, verdicts, filmstrip, figures, tables, and the state of every run.
+
+Every text in it may come from a stranger's record. The template escapes all of it, JSON stands in ``script`` elements
+that cannot be closed from within, and the page's own policy lets the browser run one script and use one style sheet:
+the two that the report wrote, known by their digests.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from overopt_bench.report.figures import STYLE, style
-from overopt_bench.report.load import Group, Run
-from overopt_bench.report.tables import show
+from overopt_bench.report.cells import show
+from overopt_bench.report.groups import Group
+from overopt_bench.report.layout import COLOURS, style
+from overopt_bench.report.load import Run, session_differences
+from overopt_bench.report.verdicts import Finding, Verdict
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def data_uri(path: Path) -> str:
@@ -30,34 +40,102 @@ def table_context(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def colour_class(label: str) -> str:
+    """The class of the style sheet that has an algorithm's colour; the page allows no styles but the sheet's."""
+    return f"c{style(label)[0].removeprefix('#')}"
+
+
 def group_context(
     group: Group,
-    verdicts: list[Any],
+    findings: list[Finding],
+    verdicts: list[Verdict],
     figures: list[tuple[str, Path]],
     tables: list[dict[str, Any]],
     strips: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that one group of comparable runs shows."""
-    settings = {k: v for k, v in group.settings.items() if k != "weights"}
-    shown = [{"title": title, "src": data_uri(path)} for title, path in figures]
-    labels = list(dict.fromkeys(label for proxy in group.proxies() for label in group.labels(proxy)))
+    for strip in strips:
+        for prompt in strip["prompts"]:
+            for row in prompt["rows"]:
+                row["colour"] = colour_class(row["algorithm"])
+    parts = [part for part in (group, group.reference) if part is not None]
+    labels = dict.fromkeys(label for part in parts for proxy in part.proxies() for label in part.labels(proxy))
     return {
-        "name": group.name, "title": group.title, "gold": group.gold, "settings": json.dumps(settings),
-        "verdicts": verdicts, "figures": shown,
-        "tables": tables, "strips": json.dumps(strips).replace("</", "<\\/"), "has_strips": bool(strips),
-        "colours": {label: style(label)[0] for label in labels},
-        "strip_colours": json.dumps({**{k: v[0] for k, v in STYLE.items()}, **{label: style(label)[0] for label in labels}}),
+        "name": group.name, "title": group.title, "findings": findings, "verdicts": verdicts, "tables": tables,
+        "notes": [*_gold_notes(group), *_reference_notes(group)], "strips": strips,
+        "settings": json.dumps({k: v for k, v in group.settings.items() if k != "weights"}, ensure_ascii=False),
+        "figures": [{"title": title, "src": data_uri(path)} for title, path in figures],
+        "colours": {label: colour_class(label) for label in labels},
     }  # fmt: skip
 
 
-def render(groups: list[dict[str, Any]], runs: list[Run]) -> str:
-    """The page's HTML."""
+def _gold_notes(group: Group) -> list[str]:
+    """What a reader must know of the golds: which is the truth, which are missing where."""
+    notes = []
+    if group.truth in group.golds():
+        notes.append(
+            f"{group.truth} is the true reward of the suite {group.settings['suite']}, shown beside every asked gold."
+        )
+    for proxy in group.proxies():
+        if not group.golds(proxy):
+            notes.append(
+                f"Trained on {proxy}, no other reward was held out as gold, so no overoptimization can be seen."
+            )
+    for gold in group.golds():
+        if gold in group.proxies():
+            notes.append(f"{gold} is the proxy of some runs: for those it is not gold.")
+        if missing := group.lacking(gold):
+            folders = ", ".join(str(run.folder) for run in missing)
+            notes.append(
+                f"{gold} was not asked for, nor recorded, in {folders}: its curves and numbers are without these."
+            )
+    return notes
+
+
+def _reference_notes(group: Group) -> list[str]:
+    if group.reference is None:
+        return []
+    note = f"Thin lines are {len(group.reference.runs)} reference records of the repository with the same settings."
+    mine, theirs = (part.settings["budget"] for part in (group, group.reference))
+    if mine != theirs:
+        note += f" Their budget is {theirs} and not {mine}: curves end where they end, numbers are compared where all have some."
+    return [note]
+
+
+def _digest(text: str) -> str:
+    """A content-security policy's name for one inline script or style sheet."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _session_rows(runs: list[Run]) -> list[dict[str, str]]:
+    return [
+        {"folder": str(run.folder), "name": name, "change": values}
+        for run in runs for name, values in session_differences(run.sessions)
+    ]  # fmt: skip
+
+
+def render(groups: list[dict[str, Any]], runs: list[Run], notes: list[str]) -> str:
+    """The page's HTML.
+
+    Args:
+        groups: of ``group_context``. runs: all that were found. notes: what concerns the whole page.
+    """
     environment = Environment(
-        loader=PackageLoader("overopt_bench.report"), undefined=StrictUndefined, autoescape=select_autoescape(),
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("overopt_bench.report"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
     )  # fmt: skip
     states = [
-        {"folder": str(run.folder), "state": run.state, "reason": run.reason,
+        {"folder": str(run.folder), "state": run.state, "reason": run.reason, "sessions": len(run.sessions),
          "queries": max((e["queries"] for e in run.events), default=0)} for run in runs
     ]  # fmt: skip
-    return environment.get_template("page.html.j2").render(groups=groups, runs=states)
+    colours = "".join(f".c{c.removeprefix('#')} {{ --row: {c}; }}\n" for c in COLOURS)
+    sheet = (TEMPLATES / "page.css").read_text(encoding="utf-8") + colours
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(sheet)}; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template("page.html.j2").render(
+        groups=groups, runs=states, sessions=_session_rows(runs), notes=notes, policy=policy, sheet=sheet,
+        script=script,
+    )  # fmt: skip

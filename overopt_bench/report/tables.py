@@ -1,16 +1,15 @@
-"""The tables: one row per algorithm and proxy, and the test of whether overoptimization took place, seed by seed."""
+"""The tables: a row per proxy, algorithm and gold, and whether overoptimization took place, seed by seed."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from overopt_bench.report.load import REFERENCES, Group, Run
+from overopt_bench.report.cells import Cell
+from overopt_bench.report.groups import REFERENCES, Group
+from overopt_bench.report.load import Run
 from overopt_bench.stats import (
     Array,
     Estimate,
@@ -25,54 +24,31 @@ from overopt_bench.stats import (
     rl_form,
 )
 
-Cell = Estimate | Paired | float | int | str | None
-
-
-def show(cell: Cell) -> str:
-    """A cell as people read it: an interval in brackets, a standard error behind a sign, a dash for nothing."""
-    if cell is None:
-        return "-"
-    if isinstance(cell, Paired):
-        return f"{cell.mean:.4f} ± {cell.error:.4f}"
-    if isinstance(cell, Estimate):
-        interval = f" [{cell.low:.3f}, {cell.high:.3f}]" if cell.low is not None and cell.high is not None else ""
-        return f"{cell.value:.3f}{interval}"
-    return f"{cell:.0f}" if isinstance(cell, float) else str(cell)
-
-
-def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with one number a column: an estimate's ``low`` and ``high``, a difference's ``error`` beside it."""
-    columns: dict[str, list[Any]] = {}
-    for name, cells in table.items():
-        columns[str(name)] = [
-            c.value if isinstance(c, Estimate) else c.mean if isinstance(c, Paired) else c for c in cells
-        ]
-        if any(isinstance(c, Estimate) for c in cells):
-            for bound in ("low", "high"):
-                columns[f"{name}, {bound}"] = [getattr(c, bound, None) for c in cells]
-        if any(isinstance(c, Paired) for c in cells):
-            columns[f"{name}, error"] = [getattr(c, "error", None) for c in cells]
-    return pd.DataFrame(columns)
-
 
 def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
-    """Per proxy and algorithm: gold at start, peak and end, the drop, matched comparisons, distance, diversity, time.
+    """Per proxy, algorithm and gold: gold at start, peak and end, the drop, matched comparisons, distance, diversity, time.
 
     Peaks are cross-fitted over images (see ``stats.cross_fitted_peak``). Matched columns compare the algorithms on
     one proxy where each first reaches the smallest final proxy, or the smallest final path KL, among them.
-    Values are means over seeds with 95 % t intervals; a single seed has none.
+    Values are means over the seeds that recorded the gold, with 95 % t intervals; a single seed has none.
     """
     rows = []
     for proxy in group.proxies():
-        labels = [label for label in group.labels(proxy)]
+        labels = group.labels(proxy)
         trained = [label for label in labels if label not in REFERENCES]
         match_proxy = _smallest_end(group, proxy, trained, f"{split}/{proxy}/mean")
         match_kl = _smallest_end(group, proxy, trained, f"{split}/path_kl/mean")
-        for label in labels:
-            row = _row(group.of(proxy, label), proxy, group.gold, split, match_proxy, match_kl)
-            if row is not None:
-                rows.append({"proxy": proxy, "algorithm": label, **row})
+        for label, gold in product(labels, group.golds(proxy)):
+            runs = [run for run in group.of(proxy, label) if run.recorded(gold, split)]
+            if runs:
+                where = {"proxy": proxy, "algorithm": label, "seeds": len(runs), "gold": gold_name(group, gold)}
+                rows.append(where | _row(runs, proxy, gold, split, match_proxy, match_kl))
     return pd.DataFrame(rows)
+
+
+def gold_name(group: Group, gold: str) -> str:
+    """A gold reward as tables name it: "human (truth)" where it is the suite's truth."""
+    return f"{gold} (truth)" if gold == group.truth else gold
 
 
 def _smallest_end(group: Group, proxy: str, labels: list[str], key: str) -> float | None:
@@ -83,21 +59,17 @@ def _smallest_end(group: Group, proxy: str, labels: list[str], key: str) -> floa
 
 def _row(
     runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float | None, match_kl: float | None
-) -> dict[str, Cell] | None:
+) -> dict[str, Cell]:
     key = f"{split}/{gold}/mean"
-    if any(not len(run.curve(key)[0]) for run in runs):
-        return None
 
     def seeds(values: list[float | None]) -> Estimate | None:
         known = [v for v in values if v is not None]
         return over_seeds(np.array(known)) if len(known) == len(values) and known else None
 
-    peaks = [_peak(run, split, gold) for run in runs]
+    peaks = [peak_of(run, split, gold) for run in runs]
     matched_proxy = [_matched(run, f"{split}/{proxy}/mean", key, match_proxy) for run in runs]
     matched_kl = [_matched(run, f"{split}/path_kl/mean", key, match_kl) for run in runs]
     return {
-        "seeds": len(runs),
-        "gold": gold,
         "gold at start": seeds([float(run.curve(key)[1][0]) for run in runs]),
         "gold at peak": seeds([p["value"] for p in peaks]),
         "queries at peak": float(np.mean([p["queries"] for p in peaks])),
@@ -113,7 +85,7 @@ def _row(
     }
 
 
-def _peak(run: Run, split: str, gold: str) -> dict[str, float]:
+def peak_of(run: Run, split: str, gold: str) -> dict[str, float]:
     """Cross-fitted where single images were kept; best-of-n's curve is an estimate over subsets and read as it is."""
     queries, values = run.curve(f"{split}/{gold}/mean")
     scores = run.scores(split, gold)
@@ -133,22 +105,27 @@ def _matched(run: Run, x: str, y: str, target: float | None) -> float | None:
 
 
 def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
-    """Seed by seed: did the proxy rise, did the gold rise to a peak, did it fall from there? Each by two standard errors.
+    """Seed by seed: did the proxy rise, did a gold rise to a peak, did it fall from there? Each by two standard errors.
 
     The errors are those of paired differences: the same prompts and noise at both points.
     """
     rows = []
     for run in sorted(group.runs, key=lambda r: (str(r.config["proxy"]), r.label, int(r.config["seed"]))):
-        gold, proxy = run.scores(split, group.gold), run.scores(split, str(run.config["proxy"]))
-        if gold is None or proxy is None or run.algo == "base":
+        proxy = run.scores(split, str(run.config["proxy"]))
+        if proxy is None or run.algo == "base":
             continue
-        peak, gain = cross_fitted_peak(gold), paired_difference(proxy[-1], proxy[0])
-        rows.append({
-            "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"],
+        gain = paired_difference(proxy[-1], proxy[0])
+        for gold in group.golds(str(run.config["proxy"])):
+            scores = run.scores(split, gold)
+            if scores is None:
+                continue
+            peak = cross_fitted_peak(scores)
+            rows.append({
+            "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"], "gold": gold_name(group, gold),
             "proxy gain": gain, "gold rise to peak": peak.rise, "gold drop from peak": peak.drop,
             "proxy rose": _yes(gain), "gold rose": _yes(peak.rise), "gold fell": _yes(peak.drop),
-            "overoptimized": "yes" if gain.shown and peak.drop.shown else "no", "images": gold.shape[1],
-        })  # fmt: skip
+            "overoptimized": "yes" if gain.shown and peak.drop.shown else "no", "images": scores.shape[1],
+            })  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -157,22 +134,20 @@ def _yes(difference: Paired) -> str:
 
 
 def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
-    """Gao et al.'s forms fitted to each seed's gold over the base against d = sqrt(path KL), start left out.
+    """Gao et al.'s forms fitted to each seed's every gold over the base against d = sqrt(path KL), start left out.
 
     ``alpha`` is how fast gold is gained, ``beta`` how fast it is lost again; ``R2`` says how well the form holds.
     """
     rows: list[dict[str, Cell]] = []
     for proxy in group.proxies():
-        for label in group.labels(proxy):
-            fits = [
-                fit for run in group.of(proxy, label) if (fit := _scaling(run, f"{split}/{group.gold}/mean", split))
-            ]
+        for label, gold in product(group.labels(proxy), group.golds(proxy)):
+            fits = [fit for run in group.of(proxy, label) if (fit := _scaling(run, f"{split}/{gold}/mean", split))]
             if fits:
                 alpha, beta, r2 = (over_seeds(np.array(values)) for values in zip(*fits, strict=True))
                 selected = group.of(proxy, label)[0].algo == "best_of_n"
                 form = "d (alpha - beta d)" if selected else "d (alpha - beta log d)"
-                rows.append({"proxy": proxy, "algorithm": label, "seeds": len(fits), "form": form,
-                             "alpha": alpha, "beta": beta, "R2": r2})  # fmt: skip
+                rows.append({"proxy": proxy, "algorithm": label, "seeds": len(fits), "gold": gold_name(group, gold),
+                             "form": form, "alpha": alpha, "beta": beta, "R2": r2})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -194,7 +169,8 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
     out: dict[str, tuple[list[str], list[str], Array]] = {}
     trained = [run for run in group.runs if run.of("scores") and run.algo not in REFERENCES]
     names = {name for run in trained for name in run.of("scores")[0]["scores"]}
-    scored = [group.gold, *sorted(names - {group.gold})]
+    golds = [gold for gold in group.golds() if gold in names]
+    scored = [*golds, *sorted(names - {*golds})]
     labels = dict.fromkeys(label for proxy in group.proxies() for label in group.labels(proxy))
     for label in (label for label in labels if any(run.label == label for run in trained)):
         proxies = [p for p in group.proxies() if group.of(p, label)]
@@ -208,19 +184,31 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
     return out
 
 
-def write(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """CSV, Markdown and LaTeX of one table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers(table).to_csv(folder / f"{name}.csv", index=False)
-    cells = [[show(cell) for cell in row] for row in table.itertuples(index=False)]
-    header = [f"| {' | '.join(map(str, table.columns))} |", "|" + "---|" * len(table.columns)]
-    body = [f"| {' | '.join(row)} |" for row in cells]
-    (folder / f"{name}.md").write_text("\n".join([*header, *body]) + "\n", encoding="utf-8")
-    lines = [r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule", _tex(table.columns), r"\midrule"]
-    lines += [_tex(row) for row in cells]
-    (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8")
+def reference_table(group: Group, split: str = "train") -> pd.DataFrame:
+    """A group's algorithms and those of its reference records, all read after equally many queries.
+
+    That is, per proxy, as many as every run has spent; between two evaluations a value is interpolated. Means over
+    seeds with 95 % t intervals. Empty where the group has no reference.
+    """
+    rows: list[dict[str, Cell]] = []
+    if group.reference is None:
+        return pd.DataFrame()
+    parts = (("", group), (", reference", group.reference))
+    for proxy in group.proxies():
+        queries = group.shared_queries(proxy)
+        for gold, (suffix, part) in product(group.golds(proxy), parts):
+            for label in part.labels(proxy):
+                if runs := part.of(proxy, label, gold):
+                    rows.append({
+                        "proxy": proxy, "gold": gold_name(group, gold), "algorithm": label + suffix, "seeds": len(runs),
+                        "queries": queries, "gold at start": _at(runs, f"{split}/{gold}/mean", 0),
+                        "gold there": _at(runs, f"{split}/{gold}/mean", queries),
+                        "proxy there": _at(runs, f"{split}/{proxy}/mean", queries),
+                        "path KL there": _at(runs, f"{split}/path_kl/mean", queries),
+                    })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-def _tex(cells: Iterable[str]) -> str:
-    words = (str(c).replace("_", r"\_").replace("±", r"$\pm$") for c in cells)
-    return " & ".join(re.sub(r"(?<!\w)-(?=\d)", "$-$", word) for word in words) + r" \\"
+def _at(runs: list[Run], key: str, queries: float) -> Estimate | None:
+    values = [value for run in runs if (value := run.at(key, queries)) is not None]
+    return over_seeds(np.array(values)) if values else None

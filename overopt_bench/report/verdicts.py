@@ -1,15 +1,19 @@
-"""Sentences: what a comparison shows, and what it does not."""
+"""Sentences: what happened to each gold, what a comparison shows, and what it does not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
-from overopt_bench.report.load import REFERENCES, Group, Run
-from overopt_bench.stats import difference, probability_of_improvement
+from overopt_bench.report.groups import REFERENCES, Group
+from overopt_bench.report.load import Run
+from overopt_bench.report.tables import peak_of
+from overopt_bench.stats import Array, cross_fitted_peak, difference, paired_difference, probability_of_improvement
 
+NOTHING = "no overoptimization shown within this budget"
 ENOUGH = 3  # seeds of each algorithm below which no verdict is given
 NAMES = {
     "ddpo": "DDPO",
@@ -30,52 +34,130 @@ class Verdict:
     shown: bool
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What one algorithm did to one gold; ``overoptimized`` counts the seeds that lost gold again."""
+
+    proxy: str
+    text: str
+    overoptimized: int
+
+
 def name(label: str) -> str:
     """An algorithm's name as in its paper."""
     return NAMES.get(label, label)
 
 
+def findings(group: Group, split: str = "train") -> list[Finding]:
+    """A sentence for each trained algorithm, proxy and gold: where both began, where the gold peaked, where both ended."""
+    found = []
+    for proxy in group.proxies():
+        labels = [label for label in group.labels(proxy) if label not in REFERENCES]
+        for label, gold in product(labels, group.golds(proxy)):
+            runs = [run for run in group.of(proxy, label, gold) if run.scores(split, gold) is not None]
+            if runs:
+                found.append(_finding(group, runs, proxy, gold, split))
+    return found
+
+
+def _finding(group: Group, runs: list[Run], proxy: str, gold: str, split: str) -> Finding:
+    pairs = [(_scores(run, split, proxy), _scores(run, split, gold)) for run in runs]
+    gains = [paired_difference(of_proxy[-1], of_proxy[0]) for of_proxy, _ in pairs]
+    peaks = [cross_fitted_peak(of_gold) for _, of_gold in pairs]
+    top = [peak_of(run, split, gold) for run in runs]
+    seeds, rose, fell = len(runs), sum(peak.rise.shown for peak in peaks), sum(peak.drop.shown for peak in peaks)
+    lost = sum(gain.shown and peak.drop.shown for gain, peak in zip(gains, peaks, strict=True))
+    start, end = (np.mean([of_gold[k].mean() for _, of_gold in pairs]) for k in (0, -1))
+    first, last = (np.mean([of_proxy[k].mean() for of_proxy, _ in pairs]) for k in (0, -1))
+    high, queries = (float(np.mean([one[key] for one in top])) for key in ("value", "queries"))
+    text = (
+        f"{name(runs[0].label)} on {proxy}: the proxy went from {first:.3f} to {last:.3f}; the {group.role(gold)} {gold}"
+        f" from {start:.3f} to {end:.3f}, highest at {high:.3f} after {queries:.0f} queries. The {group.role(gold)}"
+        f" {_count(rose, seeds, 'rose', 'did not rise')} and {_count(fell, seeds, 'fell from there', 'did not fall')}:"
+    )
+    verdict = f"overoptimized in {lost} of {seeds}" if 0 < lost < seeds else "overoptimized" if lost else NOTHING
+    return Finding(proxy, f"{text} {verdict}.", lost)
+
+
+def _scores(run: Run, split: str, reward: str) -> Array:
+    scores = run.scores(split, reward)
+    assert scores is not None  # only runs that kept them come here
+    return scores
+
+
+def _count(count: int, seeds: int, yes: str, no: str) -> str:
+    """How many seeds did it; with a single one, whether it did."""
+    if seeds == 1:
+        return yes if count else no
+    return f"{yes} in {count} of {seeds} seeds"
+
+
 def verdicts(group: Group, split: str = "train") -> list[Verdict]:
-    """A sentence for each pair of trained algorithms on each proxy."""
+    """A sentence for each pair of trained algorithms on each proxy and gold.
+
+    Algorithms of the group are compared at their ends, and with the reference records after as many queries as both
+    have spent.
+    """
     found = []
     for proxy in group.proxies():
         labels = [label for label in group.labels(proxy) if label not in REFERENCES]
         few = [label for label in labels if len(group.of(proxy, label)) < ENOUGH]
-        if few and len(labels) > 1:
+        if few and (len(labels) > 1 or group.reference):
             counts = ", ".join(f"{name(label)} {len(group.of(proxy, label))}" for label in few)
             found.append(
                 Verdict(proxy, f"On {proxy} no verdict is given for {counts}: fewer than {ENOUGH} seeds.", False)
             )
-        for a, b in combinations([label for label in labels if label not in few], 2):
-            found.append(_compare(group, proxy, a, b, split))
+        for gold in group.golds(proxy):
+            for one, two, when in _pairs(group, proxy, gold):
+                if min(len(one.values), len(two.values)) >= ENOUGH:
+                    found.append(_compare(proxy, f"{group.role(gold)} ({gold})", one, two, when))
     return found
 
 
-def _ends(runs: list[Run], key: str) -> np.ndarray:
-    return np.array([run.last(key) for run in runs], float)
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: an algorithm's name and a value for each of its seeds ``[seeds]``."""
+
+    name: str
+    values: Array
 
 
-def _compare(group: Group, proxy: str, a: str, b: str, split: str) -> Verdict:
-    first, second = group.of(proxy, a), group.of(proxy, b)
-    seeds = min(len(first), len(second))
-    key = f"{split}/{group.gold}/mean"
-    one, two = _ends(first, key), _ends(second, key)
-    estimate = difference(one, two)
+def _pairs(group: Group, proxy: str, gold: str, split: str = "train") -> Iterator[tuple[Side, Side, str]]:
+    """What is compared on a proxy: two sides, and where along the budget."""
+    key = f"{split}/{gold}/mean"
+
+    def side(part: Group, label: str, queries: float | None = None) -> Side:
+        ends = [run.last(key) if queries is None else run.at(key, queries) for run in part.of(proxy, label, gold)]
+        suffix = " (reference)" if part is not group else ""
+        return Side(name(label) + suffix, np.array([end for end in ends if end is not None], float))
+
+    trained = [label for label in group.labels(proxy) if label not in REFERENCES]
+    for a, b in combinations(trained, 2):
+        yield side(group, a), side(group, b), "at the end"
+    if group.reference is not None:
+        queries = group.shared_queries(proxy)
+        others = [label for label in group.reference.labels(proxy) if label not in REFERENCES]
+        for a, b in product(trained, others):
+            yield side(group, a, queries), side(group.reference, b, queries), f"after {queries:.0f} queries"
+
+
+def _compare(proxy: str, gold: str, one: Side, two: Side, when: str) -> Verdict:
+    estimate = difference(one.values, two.values)
     if estimate.value < 0:
-        a, b, one, two = b, a, two, one
-        estimate = difference(one, two)
+        one, two = two, one
+        estimate = difference(one.values, two.values)
     assert estimate.low is not None and estimate.high is not None
-    interval = f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}, {seeds} seeds"
-    chance = probability_of_improvement(one, two)
+    interval = f"95 % interval {estimate.low:.3f} to {estimate.high:.3f}, {estimate.count} seeds"
+    chance = probability_of_improvement(one.values, two.values)
     if estimate.low <= 0:
         return Verdict(
             proxy,
-            f"On {proxy} no difference in {group.gold} at the end was shown between {name(a)} and {name(b)}"
+            f"On {proxy} no difference in {gold} {when} was shown between {one.name} and {two.name}"
             f" ({estimate.value:+.3f}, {interval}).",
             False,
         )
     return Verdict(
         proxy,
-        f"On {proxy}, {name(a)} keeps {estimate.value:.3f} more gold ({group.gold}) than {name(b)} at the end"
+        f"On {proxy}, {one.name} keeps {estimate.value:.3f} more {gold} than {two.name} {when}"
         f" ({interval}; a run of it is the better one with probability {chance:.2f}).", True,
     )  # fmt: skip

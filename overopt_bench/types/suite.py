@@ -124,7 +124,8 @@ class Suite(ABC):
     ``prompts`` maps a split to its prompts: "train" is what algorithms draw from unless told otherwise, every
     "heldout..." is evaluated and never trained on, others (such as "tuning") are for searching settings.
     ``gold`` is the reward that stands for the truth, evaluated in every run; ``image_size`` the pixels of a side.
-    ``all_rewards`` says that a run evaluates every reward of the suite, not only its proxy and golds.
+    ``all_rewards`` says that a run evaluates every reward of the suite, not only its proxy and golds; ``knows_truth``
+    that ``gold`` is no estimate but the true reward of the suite's world, and is shown as that.
 
     Args:
         weights: a folder to read weights from instead of the usual places. model: for suites that take one.
@@ -135,6 +136,7 @@ class Suite(ABC):
     gold: ClassVar[str]
     image_size: int
     all_rewards: ClassVar[bool] = False
+    knows_truth: ClassVar[bool] = False
     defaults: ClassVar[SuiteDefaults]
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:

@@ -30,6 +30,7 @@ class MiniSuite(Suite):
     gold = "human"
     image_size = 32
     all_rewards = True
+    knows_truth = True
     defaults = SuiteDefaults(
         num_steps=5,
         guidance_scale=1.0,

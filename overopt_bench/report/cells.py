@@ -1,0 +1,70 @@
+"""The cells of tables: what people read of them, what programs read, and the files that hold them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from overopt_bench.report.escape import csv_text, latex_text, markdown_text
+from overopt_bench.stats import Estimate, Paired
+
+Cell = Estimate | Paired | float | int | str | None
+
+
+def show(cell: Cell) -> str:
+    """A cell as people read it: an interval in brackets, a standard error behind a sign, a dash for nothing."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, Paired):
+        return f"{cell.mean:.4f} ± {cell.error:.4f}"
+    if isinstance(cell, Estimate):
+        interval = f" [{cell.low:.3f}, {cell.high:.3f}]" if cell.low is not None and cell.high is not None else ""
+        return f"{cell.value:.3f}{interval}"
+    return f"{cell:.0f}" if isinstance(cell, float) else str(cell)
+
+
+def numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The same table with one number a column: an estimate's ``low`` and ``high``, a difference's ``error`` beside it."""
+    columns: dict[str, list[Any]] = {}
+    for name, cells in table.items():
+        columns[str(name)] = [
+            c.value if isinstance(c, Estimate) else c.mean if isinstance(c, Paired) else c for c in cells
+        ]
+        if any(isinstance(c, Estimate) for c in cells):
+            for bound in ("low", "high"):
+                columns[f"{name}, {bound}"] = [getattr(c, bound, None) for c in cells]
+        if any(isinstance(c, Paired) for c in cells):
+            columns[f"{name}, error"] = [getattr(c, "error", None) for c in cells]
+    return pd.DataFrame(columns)
+
+
+def write(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """Writes CSV, Markdown and LaTeX of one table, each with all text made literal."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = numbers(table).map(_defused)
+    plain.columns = [csv_text(str(column)) for column in plain.columns]
+    plain.to_csv(folder / f"{name}.csv", index=False)
+    rows = [[*table.columns], *(list(row) for row in table.itertuples(index=False))]
+    markdown = [f"| {' | '.join(_formatted(cell, markdown_text) for cell in row)} |" for row in rows]
+    markdown.insert(1, "|" + "---|" * len(table.columns))
+    (folder / f"{name}.md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
+    head, *body = [" & ".join(_formatted(cell, latex_text, _latex_number) for cell in row) + r" \\" for row in rows]
+    lines = [r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule", head, r"\midrule", *body]
+    (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8")
+
+
+def _defused(value: Any) -> Any:
+    return csv_text(value) if isinstance(value, str) else value
+
+
+def _formatted(cell: Cell, text: Callable[[str], str], number: Callable[[str], str] = str) -> str:
+    """A cell as people read it: ``text`` makes words from a record literal, ``number`` dresses what ``show`` wrote."""
+    return text(cell) if isinstance(cell, str) else number(show(cell))
+
+
+def _latex_number(shown: str) -> str:
+    return re.sub(r"-(?=\d)", "$-$", shown.replace("±", r"$\pm$"))

@@ -1,0 +1,113 @@
+"""What all figures share: colours, panels, legends, literal text, and how a figure is saved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from overopt_bench.report.escape import file_name
+from overopt_bench.report.groups import Group
+
+matplotlib.use("Agg")
+
+# Okabe and Ito's palette: distinct to colour-blind readers; markers keep the lines apart in grey.
+STYLE = {
+    "base": ("#000000", "x"), "best_of_n": ("#999999", "P"), "ddpo": ("#0072B2", "o"), "alignprop": ("#E69F00", "s"),
+    "tdpo": ("#009E73", "^"), "tdpo_r": ("#D55E00", "D"),
+}  # fmt: skip
+EXTRA = (("#CC79A7", "v"), ("#56B4E9", "<"), ("#B8A800", ">"), ("#7A4FBF", "h"))
+COLOURS = tuple(colour for colour, _ in (*STYLE.values(), *EXTRA))
+ACROSS = 4  # panels beside each other: more cannot be read on a page
+
+
+def style(label: str) -> tuple[str, str]:
+    """Colour and marker of an algorithm, the same in every figure and page of every report."""
+    return STYLE.get(label) or EXTRA[sum(label.encode("utf-8", "surrogatepass")) % len(EXTRA)]
+
+
+@contextmanager
+def literal_text() -> Iterator[None]:
+    """Within it matplotlib draws every text as it is: a ``$`` begins no formula.
+
+    Characters that its font lacks become boxes; its warnings about them would reach a user's terminal.
+    """
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def panels(rows: int, columns: int, title: str, width: float = 3.3, height: float = 2.7) -> tuple[Figure, np.ndarray]:
+    """A titled figure and its axes ``[rows, columns]``, each of ``width`` by ``height`` inches."""
+    figure = Figure(figsize=(max(7.0, width * columns), height * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    return figure, axes
+
+
+def panels_per_proxy(group: Group, rows: int, title: str) -> tuple[Figure, np.ndarray, dict[str, np.ndarray]]:
+    """``rows`` panels for each proxy: a column, ``ACROSS`` of them beside each other; lines of panels for one proxy.
+
+    Returns:
+        The figure, all its axes, and each proxy's axes ``[rows]``.
+    """
+    proxies = group.proxies()
+    if len(proxies) == 1:
+        lines, across = -(-rows // ACROSS), min(rows, ACROSS)
+        heading = f"{title}, trained on {proxies[0]} — {group.title}, training prompts"
+        figure, axes = panels(lines, across, heading, 4.2, 3.2)
+        for ax in axes.flat[rows:]:
+            ax.set_visible(False)
+        return figure, axes, {proxies[0]: axes.flat[:rows]}
+    blocks, across = -(-len(proxies) // ACROSS), min(ACROSS, len(proxies))
+    figure, axes = panels(rows * blocks, across, f"{title} — {group.title}, training prompts")
+    column = {p: axes[k // across * rows : (k // across + 1) * rows, k % across] for k, p in enumerate(proxies)}
+    for ax in axes[-rows:, len(proxies) - (blocks - 1) * across :].flat:
+        ax.set_visible(False)
+    for proxy, own in column.items():
+        own[0].set_title(f"trained on {proxy}", fontsize=9)
+    return figure, axes, column
+
+
+def label_x(axes: np.ndarray, text: str, proxies: int) -> None:
+    """Below the lowest panel of a column, or below every panel where there is one proxy."""
+    for ax in axes if proxies == 1 else axes[-1:]:
+        ax.set_xlabel(text, fontsize=8)
+
+
+def legend(figure: Figure, axes: np.ndarray, note: str) -> None:
+    """One legend for all panels, each label once, with a note above it."""
+    found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.2)
+        ax.tick_params(labelsize=8)
+    figure.legend(
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=max(1, min(len(found), int(figure.get_figwidth() // 1.9))),
+        fontsize=8,
+        frameon=False,
+        title=note,
+        title_fontsize=8,
+    )
+
+
+def legend_label(text: str) -> str:
+    """A label that matplotlib puts into its legends: it hides those that begin with an underscore."""
+    return f" {text}" if text.startswith("_") else text
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Writes PNG and PDF of a figure; returns the PNG's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{file_name(name)}.pdf")
+    path = folder / f"{file_name(name)}.png"
+    figure.savefig(path, dpi=140)
+    return path
