@@ -20,6 +20,7 @@ from overopt_bench.report.cells import show
 from overopt_bench.report.groups import Group
 from overopt_bench.report.layout import COLOURS, style
 from overopt_bench.report.load import Run, session_differences
+from overopt_bench.report.reference import other_parameters
 from overopt_bench.report.verdicts import Finding, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -99,7 +100,7 @@ def _reference_notes(group: Group) -> list[str]:
     mine, theirs = (part.settings["budget"] for part in (group, group.reference))
     if mine != theirs:
         note += f" Their budget is {theirs} and not {mine}: curves end where they end, numbers are compared where all have some."
-    return [note]
+    return [note, *other_parameters(group)]
 
 
 def _digest(text: str) -> str:

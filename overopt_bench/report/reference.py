@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from overopt_bench.config import memory_only
 from overopt_bench.errors import UserError
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import Run, find_runs
@@ -87,6 +88,31 @@ def _reward_hashes(group: Group) -> dict[str, set[str | None]]:
         for name, digest in rewards.items() if isinstance(rewards, Mapping) else ():
             found.setdefault(name, set()).add(digest)
     return found
+
+
+def other_parameters(group: Group) -> list[str]:
+    """For each algorithm that the group and its reference share, which parameters differ, in words."""
+    found = {}
+    for run in group.runs:
+        for other in group.reference.runs if group.reference else ():
+            if (run.label, run.config["proxy"]) == (other.label, other.config["proxy"]):
+                here, there = (dict(one.config.get("params", {})) for one in (run, other))
+                names = sorted((here.keys() | there.keys()) - _memory_only(run.algo))
+                differences = [
+                    f"{name} {_short(here.get(name))} here, {_short(there.get(name))} there"
+                    for name in names if here.get(name) != there.get(name)
+                ]  # fmt: skip
+                if differences:
+                    found[run.label] = f"{run.label} has other parameters than its reference: {'; '.join(differences)}."
+    return list(found.values())
+
+
+def _memory_only(algo: str) -> set[str]:
+    """Parameters without any effect on the numbers; none are known of an algorithm that is not installed here."""
+    try:
+        return memory_only(algo)
+    except UserError:
+        return set()
 
 
 def _short(value: Any) -> str:

@@ -36,11 +36,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one algorithm did to one gold; ``overoptimized`` counts the seeds that lost gold again."""
+    """One sentence about what an algorithm did to a gold; ``reference`` says whose runs these are."""
 
-    proxy: str
     text: str
-    overoptimized: int
+    reference: bool
 
 
 def name(label: str) -> str:
@@ -49,34 +48,40 @@ def name(label: str) -> str:
 
 
 def findings(group: Group, split: str = "train") -> list[Finding]:
-    """A sentence for each trained algorithm, proxy and gold: where both began, where the gold peaked, where both ended."""
+    """A sentence for each trained algorithm, proxy and gold: where both began, where the gold peaked, where both ended.
+
+    Those of the reference records follow those of the group's own runs.
+    """
     found = []
-    for proxy in group.proxies():
-        labels = [label for label in group.labels(proxy) if label not in REFERENCES]
-        for label, gold in product(labels, group.golds(proxy)):
-            runs = [run for run in group.of(proxy, label, gold) if run.scores(split, gold) is not None]
-            if runs:
-                found.append(_finding(group, runs, proxy, gold, split))
+    for part in (part for part in (group, group.reference) if part is not None):
+        for proxy in group.proxies():
+            labels = [label for label in part.labels(proxy) if label not in REFERENCES]
+            for label, gold in product(labels, group.golds(proxy)):
+                runs = [run for run in part.of(proxy, label, gold) if run.scores(split, gold) is not None]
+                if runs:
+                    text = _finding(runs, proxy, gold, group.role(gold), split)
+                    found.append(Finding(text, reference=part is not group))
     return found
 
 
-def _finding(group: Group, runs: list[Run], proxy: str, gold: str, split: str) -> Finding:
+def _finding(runs: list[Run], proxy: str, gold: str, role: str, split: str) -> str:
     pairs = [(_scores(run, split, proxy), _scores(run, split, gold)) for run in runs]
     gains = [paired_difference(of_proxy[-1], of_proxy[0]) for of_proxy, _ in pairs]
     peaks = [cross_fitted_peak(of_gold) for _, of_gold in pairs]
-    top = [peak_of(run, split, gold) for run in runs]
+    tops = [peak_of(run, split, gold) for run in runs]
     seeds, rose, fell = len(runs), sum(peak.rise.shown for peak in peaks), sum(peak.drop.shown for peak in peaks)
     lost = sum(gain.shown and peak.drop.shown for gain, peak in zip(gains, peaks, strict=True))
-    start, end = (np.mean([of_gold[k].mean() for _, of_gold in pairs]) for k in (0, -1))
-    first, last = (np.mean([of_proxy[k].mean() for of_proxy, _ in pairs]) for k in (0, -1))
-    high, queries = (float(np.mean([one[key] for one in top])) for key in ("value", "queries"))
-    text = (
-        f"{name(runs[0].label)} on {proxy}: the proxy went from {first:.3f} to {last:.3f}; the {group.role(gold)} {gold}"
-        f" from {start:.3f} to {end:.3f}, highest at {high:.3f} after {queries:.0f} queries. The {group.role(gold)}"
-        f" {_count(rose, seeds, 'rose', 'did not rise')} and {_count(fell, seeds, 'fell from there', 'did not fall')}:"
+    (proxy_start, proxy_end), (start, end) = (
+        [float(np.mean([pair[k][point].mean() for pair in pairs])) for point in (0, -1)] for k in (0, 1)
     )
+    high, queries = (float(np.mean([top[key] for top in tops])) for key in ("value", "queries"))
     verdict = f"overoptimized in {lost} of {seeds}" if 0 < lost < seeds else "overoptimized" if lost else NOTHING
-    return Finding(proxy, f"{text} {verdict}.", lost)
+    return (
+        f"{name(runs[0].label)} on {proxy} ({'1 seed' if seeds == 1 else f'{seeds} seeds'}): the {role} {gold} went from"
+        f" {start:.3f} to {end:.3f}, highest at {high:.3f} after {queries:.0f} queries, while the proxy went from"
+        f" {proxy_start:.3f} to {proxy_end:.3f}. The {role} {_count(rose, seeds, 'rose', 'did not rise')} and"
+        f" {_count(fell, seeds, 'fell from there', 'did not fall')}: {verdict}."
+    )
 
 
 def _scores(run: Run, split: str, reward: str) -> Array:
@@ -103,10 +108,9 @@ def verdicts(group: Group, split: str = "train") -> list[Verdict]:
         labels = [label for label in group.labels(proxy) if label not in REFERENCES]
         few = [label for label in labels if len(group.of(proxy, label)) < ENOUGH]
         if few and (len(labels) > 1 or group.reference):
-            counts = ", ".join(f"{name(label)} {len(group.of(proxy, label))}" for label in few)
-            found.append(
-                Verdict(proxy, f"On {proxy} no verdict is given for {counts}: fewer than {ENOUGH} seeds.", False)
-            )
+            counts = ", ".join(f"{name(label)} has {len(group.of(proxy, label))}" for label in few)
+            text = f"On {proxy} no verdict is given without {ENOUGH} seeds: {counts}."
+            found.append(Verdict(proxy, text, False))
         for gold in group.golds(proxy):
             for one, two, when in _pairs(group, proxy, gold):
                 if min(len(one.values), len(two.values)) >= ENOUGH:
