@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,28 +13,43 @@ from PIL import Image
 POINTS = (0, 100, 200, 300, 400)
 GOLD = {"ddpo": (0.5, 0.6, 0.7, 0.6, 0.5), "tdpo_r": (0.5, 0.6, 0.7, 0.75, 0.8), "base": (0.5,) * 5}
 IMAGES, CELL, COLUMNS = 16, 8, 8
+PROMPTS = ("prompt 0", "prompt 1", "prompt 2", "prompt 3")
+PROVENANCE = {"weights": {"unet": "abc"}, "rewards": {"human": "h", "aesthetic": "a"}}
 
 
 def write_run(
     out: Path, algo: str = "ddpo", proxy: str = "aesthetic", seed: int = 0, budget: int = 400, noise: float = 0.01,
-    state: str = "complete", params: dict[str, float] | None = None,
+    state: str = "complete", params: dict[str, float] | None = None, gold: Sequence[str] = ("human",),
+    others: Mapping[str, Sequence[float]] | None = None, sessions: Sequence[Mapping[str, Any]] = (),
+    folder: Path | None = None, reason: str | None = None, prompts: Sequence[str] = PROMPTS,
+    points: Sequence[int] = POINTS, **settings: Any,
 ) -> Path:  # fmt: skip
-    """One run of ``POINTS`` evaluations whose gold follows ``GOLD[algo]`` and whose proxy rises by 1 a point."""
-    folder = out / "mini" / proxy / algo / f"seed{seed}"
+    """One run of five evaluations, at ``points``, whose gold follows ``GOLD[algo]`` and whose proxy rises by 1 a point.
+
+    Args:
+        others: the curves of more rewards that it recorded. sessions: lines of ``sessions.jsonl``; where there are
+            some, the run has today's schema. folder: instead of the usual one. settings: of its configuration.
+    """
+    folder = folder or out / "mini" / proxy / algo / f"seed{seed}"
     (folder / "images").mkdir(parents=True)
     config = {
-        "algo": algo, "proxy": proxy, "gold": ["human"], "suite": "mini", "seed": seed, "budget": budget,
+        "algo": algo, "proxy": proxy, "gold": list(gold), "suite": "mini", "seed": seed, "budget": budget,
         "budget_unit": "queries", "params": params or {}, "num_steps": 10, "guidance_scale": 1.5, "eta": 1.0, "lora_rank": 8,
         "lora_alpha": 8, "eval_points": 5, "eval_images": IMAGES, "eval_seed": 0, "tag": "",
+        **settings,
     }  # fmt: skip
-    content = {"schema": 1, "config": config, "config_hash": "x", "provenance": {"weights": {"unet": "abc"}}}
+    content: dict[str, Any] = {"schema": 1, "config": config, "config_hash": "x", "provenance": PROVENANCE}
+    if sessions:
+        content = {"schema": 2, "config": config, "config_hash": "x"}
+        (folder / "sessions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sessions))
     (folder / "config.json").write_text(json.dumps(content))
     rng = np.random.default_rng(seed)
     quirks = rng.normal(0, 0.1, IMAGES)  # what a prompt and noise bring along at every point
     lines = []
-    for point, (queries, gold) in enumerate(zip(POINTS, GOLD[algo], strict=True)):
-        scores = {"human": gold + quirks + rng.normal(0, noise, IMAGES), proxy: point + quirks}
-        prompts = [f"prompt {k // 4}" for k in range(IMAGES)]
+    curves = {"human": GOLD.get(algo, GOLD["ddpo"]), **(others or {})}
+    for point, queries in enumerate(points):
+        scores = {name: curve[point] + quirks + rng.normal(0, noise, IMAGES) for name, curve in curves.items()}
+        scores[proxy] = point + quirks
         where = {"queries": queries, "nfe": queries * 40, "seconds": queries / 10, "point": point}
         name = f"images/{queries:07d}.png"
         pixels = np.full((CELL * 2, CELL * COLUMNS, 3), 40 * point, np.uint8)
@@ -49,7 +66,7 @@ def write_run(
                 f"train/{reward}/count": IMAGES,
             }
         detail = {
-            "split": "train", "prompts": prompts, "index": [k % 4 for k in range(IMAGES)],
+            "split": "train", "prompts": [prompts[k // 4 % len(prompts)] for k in range(IMAGES)], "index": [k % 4 for k in range(IMAGES)],
             "scores": {k: v.tolist() for k, v in scores.items()}, "path_kl": [0.0] * IMAGES, "image_file": name,
             "first_cell": 0, "columns": COLUMNS, "cell": CELL,
         }  # fmt: skip
@@ -65,5 +82,5 @@ def write_run(
                 {"event": "critic", **where, "round": point, "when": "record", "layers": [layer], "all": layer}
             )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "status.json").write_text(json.dumps({"state": state, "reason": None, "queries": POINTS[-1]}))
+    (folder / "status.json").write_text(json.dumps({"state": state, "reason": reason, "queries": points[-1]}))
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,3 +69,87 @@ def test_page_works(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped
         )
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+HOSTILE = (
+    "<script>window.ran = 1</script>",
+    '<img src="x" onerror="window.ran = 2">',
+    "</script><script>window.ran = 3</script>",
+    "</title></style><svg onload=window.ran=4>",
+    "\"><iframe srcdoc='<script>parent.ran = 5</script>'></iframe>",
+    "' onmouseover='window.ran = 6' autofocus onfocus='window.ran = 6",
+    '<a href="javascript:window.ran = 7">click</a>',
+    "&lt;script&gt;window.ran = 8&lt;/script&gt; &amp;amp; &#39;",
+    "{{ 7 * 7 }} {% for x in y %} {# 9 #} ${window.ran = 9}`${window.ran = 9}`",
+    "<!-- <script> window.ran = 10 --> ]]>",
+    "\u2028window.ran = 11\u2029//\\u003cscript\\u003e\\",
+    '<meta http-equiv="refresh" content="0;url=javascript:window.ran=12"><base href="http://localhost/">',
+    "<style>*{display:none}</style><link rel=stylesheet href=//localhost/x> $x_1^2$ %s",
+)
+
+
+def everywhere(out: Path) -> None:
+    """Runs with each hostile text as proxy, tag, prompt, gold, reason, session, model and folder name."""
+    for k, text in enumerate(HOSTILE):
+        others = [HOSTILE[(k + shift) % len(HOSTILE)] for shift in range(4)]
+        write_run(
+            out, "ddpo", proxy=text, tag=text, prompts=others, folder=out / f"{k}", model=" ".join(HOSTILE),
+            others={HOSTILE[0]: (0, 1, 2, 1, 0)}, gold=("human", HOSTILE[0]),
+            sessions=[{"weights": {}, "git": text}, {"weights": {}, "git": f"other {text}", "queries": 200}],
+        )  # fmt: skip
+        write_run(out, "ddpo", state="failed", reason=text, folder=out / text.replace("/", "\u2215"))
+
+
+@pytest.mark.slow
+def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    everywhere(tmp_path / "results")
+    index = build_report([tmp_path / "results"], tmp_path / "report")
+    browser.get(index.as_uri())
+    visit = """
+        const found = new Set();
+        const look = () => { for (const e of document.querySelectorAll("td, option, .who, .order, li, p, figcaption"))
+            found.add(e.textContent); };
+        look();
+        for (const button of document.querySelectorAll("th button")) button.click();
+        for (const proxy of document.querySelector(".pick-proxy").options) {
+            proxy.selected = true;
+            proxy.parentNode.dispatchEvent(new Event("change"));
+            look();
+        }
+        for (const e of document.querySelectorAll("*")) for (const kind of ["mouseover", "focus", "click"])
+            if (e.tagName !== "A") e.dispatchEvent(new Event(kind));
+        return [...found];
+    """
+    shown = browser.execute_script(visit)
+    settings = next(text for text in shown if text.startswith("Settings shared"))
+    assert json.loads(settings.split(": ", 1)[1])["model"] == " ".join(HOSTILE)
+    for text in HOSTILE:
+        assert text in shown, text  # a proxy's cell and option, a prompt's option, a reason's cell
+        assert f"ddpo [{text}]" in shown
+        assert f"{text}, then other {text} from query 200" in shown
+        assert str(tmp_path / "results" / text.replace("/", "\u2215")) in shown
+        assert any(f"proxy {text}, " in line for line in shown)
+        assert any(line.startswith(f"ddpo [{text}] on {text} (1 seed): ") for line in shown)
+    assert browser.execute_script("return window.ran") is None
+    strange = "iframe, a, svg, base, body style, body link, body meta, img:not([src^='data:']), [onerror], [onload]"
+    assert browser.execute_script(f'return document.querySelectorAll("{strange}").length') == 0
+    assert browser.execute_script("return document.scripts.length") == 2  # the filmstrip's data and the page's own
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_the_policy_stops_what_escaping_would_have_missed(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    write_run(tmp_path / "results", "ddpo")
+    index = build_report([tmp_path / "results"], tmp_path / "report")
+    attack = (
+        '<script>window.ran = 1</script><img src="x" onerror="window.ran = 2"><p id="styled" style="color: red">x</p>'
+        '<iframe srcdoc="<script>parent.ran = 3</script>"></iframe>'
+    )
+    page = index.read_text(encoding="utf-8")
+    index.write_text(page.replace("<h1>", attack + "<h1>", 1), encoding="utf-8")
+    browser.get(index.as_uri())
+    assert browser.execute_script("return window.ran") is None
+    colour = "return getComputedStyle(document.getElementById('styled')).color"
+    assert browser.execute_script(colour) != "rgb(255, 0, 0)"
+    assert len(browser.find_elements("css selector", ".row .now img")) == 1  # the page's own script and styles work
+    key = "return getComputedStyle(document.querySelector('.key')).backgroundColor"
+    assert browser.execute_script(key) == "rgb(0, 114, 178)"

@@ -18,8 +18,12 @@ LONGEST_NAME = 100  # characters; file systems take 255 bytes
 
 
 def csv_text(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: OWASP's advice is an apostrophe before what could begin one."""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    """Text that no spreadsheet takes for a formula: OWASP's advice is an apostrophe before what could begin one.
+
+    Line breaks become spaces, since some readers begin a new row even at those within a cell.
+    """
+    formula = text.startswith("\t") or text.lstrip().startswith(("=", "+", "-", "@"))
+    return ("'" if formula else "") + re.sub(r"[\r\n]+", " ", text)
 
 
 def markdown_text(text: str) -> str:
@@ -37,6 +41,6 @@ def latex_text(text: str) -> str:
 def file_name(text: str) -> str:
     """A file name made of the text, inside its folder on every system; a digest tells apart what became equal."""
     name = re.sub(r"[^\w.+-]+", "-", text.replace(":", "-")).lstrip(".-")[:LONGEST_NAME]
-    if name == text.replace(":", "-"):
+    if name and name == text.replace(":", "-"):
         return name
     return f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")
