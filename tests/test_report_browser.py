@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from fake_runs import write_run
+from hostile import HOSTILE
+from PIL import Image
 
+from overopt_bench import report
 from overopt_bench.report import build_report
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -71,23 +74,6 @@ def test_page_works(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 
-HOSTILE = (
-    "<script>window.ran = 1</script>",
-    '<img src="x" onerror="window.ran = 2">',
-    "</script><script>window.ran = 3</script>",
-    "</title></style><svg onload=window.ran=4>",
-    "\"><iframe srcdoc='<script>parent.ran = 5</script>'></iframe>",
-    "' onmouseover='window.ran = 6' autofocus onfocus='window.ran = 6",
-    '<a href="javascript:window.ran = 7">click</a>',
-    "&lt;script&gt;window.ran = 8&lt;/script&gt; &amp;amp; &#39;",
-    "{{ 7 * 7 }} {% for x in y %} {# 9 #} ${window.ran = 9}`${window.ran = 9}`",
-    "<!-- <script> window.ran = 10 --> ]]>",
-    "\u2028window.ran = 11\u2029//\\u003cscript\\u003e\\",
-    '<meta http-equiv="refresh" content="0;url=javascript:window.ran=12"><base href="http://localhost/">',
-    "<style>*{display:none}</style><link rel=stylesheet href=//localhost/x> $x_1^2$ %s",
-)
-
-
 def everywhere(out: Path) -> None:
     """Runs with each hostile text as proxy, tag, prompt, gold, reason, session, model and folder name."""
     for k, text in enumerate(HOSTILE):
@@ -100,8 +86,10 @@ def everywhere(out: Path) -> None:
         write_run(out, "ddpo", state="failed", reason=text, folder=out / text.replace("/", "\u2215"))
 
 
-@pytest.mark.slow
-def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    dot = tmp_path / "dot.png"
+    Image.new("RGB", (1, 1)).save(dot)
+    monkeypatch.setattr(report, "save", lambda *_: dot)  # drawing such names is another test's matter
     everywhere(tmp_path / "results")
     index = build_report([tmp_path / "results"], tmp_path / "report")
     browser.get(index.as_uri())
@@ -129,6 +117,7 @@ def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path) -> No
         assert f"{text}, then other {text} from query 200" in shown
         assert str(tmp_path / "results" / text.replace("/", "\u2215")) in shown
         assert any(f"proxy {text}, " in line for line in shown)
+        assert f"Start, peak and end, trained on {text}" in shown
         assert any(line.startswith(f"ddpo [{text}] on {text} (1 seed): ") for line in shown)
     assert browser.execute_script("return window.ran") is None
     strange = "iframe, a, svg, base, body style, body link, body meta, img:not([src^='data:']), [onerror], [onload]"

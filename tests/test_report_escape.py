@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fake_runs import write_run
+from hostile import HOSTILE
 
 from overopt_bench.report import build_report, curves, layout
 from overopt_bench.report.cells import write
@@ -84,16 +85,18 @@ def test_a_records_names_write_and_read_nothing_outside(tmp_path: Path) -> None:
     assert [frame["queries"] for frame in strip["prompts"][0]["rows"][0]["frames"]] == [100, 200, 300, 400]
 
 
-def test_dollars_and_underscores_in_figures_are_themselves(tmp_path: Path) -> None:
-    """Outside of literal text ``$\\undefined$`` is an error of the formula parser, and ``_x`` is hidden in legends."""
-    write_run(tmp_path, "_ddpo", proxy=r"$\undefined$ a_b")
+def test_names_in_figures_are_themselves(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Without care ``$\\undefined$`` is an error of the formula parser, and legends hide ``_x``."""
+    name = r"$\undefined$ a_b " + " ".join(HOSTILE)
+    write_run(tmp_path, "_ddpo", proxy=name, folder=tmp_path / "run")
     (group,) = group_runs(find_runs([tmp_path]))
-    with layout.literal_text():
+    with layout.drawing():
         figure = curves.proxy_and_gold(group)
         layout.save(figure, tmp_path, "f")
     (legend,) = figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_ddpo (1 seed)"]
-    assert figure.axes[0].get_ylabel() == r"proxy: $\undefined$ a_b"
+    assert figure.axes[0].get_ylabel() == f"proxy: {name}"
+    assert [str(warning.message) for warning in recwarn if "Deprecat" not in type(warning.message).__name__] == []
 
 
 def test_half_a_surrogate_pair_and_other_scripts_reach_the_page(tmp_path: Path) -> None:

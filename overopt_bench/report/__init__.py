@@ -13,7 +13,7 @@ from overopt_bench.report.cells import write
 from overopt_bench.report.escape import file_name
 from overopt_bench.report.filmstrip import filmstrips, stills
 from overopt_bench.report.groups import Group, group_runs
-from overopt_bench.report.layout import literal_text, save
+from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.reference import reference_runs, with_reference
 from overopt_bench.report.verdicts import findings, verdicts
@@ -68,7 +68,7 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
 
 
 def _group(group: Group, out: Path) -> dict[str, Any]:
-    with literal_text():
+    with drawing():
         drawn = _figures(group, out / "figures")
     shown = []
     for title, name, note, table in (

@@ -32,13 +32,15 @@ def style(label: str) -> tuple[str, str]:
 
 
 @contextmanager
-def literal_text() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """Within it matplotlib draws every text as it is: a ``$`` begins no formula.
 
-    Characters that its font lacks become boxes; its warnings about them would reach a user's terminal.
+    Its warnings of characters that its font lacks, which become boxes, and of names too long for a panel are not
+    passed on to a user's terminal: the page and the tables have the same names in full.
     """
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        for message in ("Glyph .* missing from", "constrained_layout not applied"):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 
