@@ -124,6 +124,13 @@ def test_where_no_record_fits_one_line_says_why(checkout: Path, capsys: pytest.C
     assert words in Path("report/index.html").read_text(encoding="utf-8")
 
 
+def test_records_that_are_given_themselves_are_not_drawn_twice(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", "results/reference", "--reference"]) == 0
+    assert "no reference record that is not among the runs already" in capsys.readouterr().err
+
+
 def test_other_weights_under_the_same_name_are_other_settings(checkout: Path) -> None:
     folder = newcomer(checkout)
     (folder / "sessions.jsonl").write_text('{"weights": {"unet": "other"}, "rewards": {"human": "retrained"}}\n')

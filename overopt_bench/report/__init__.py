@@ -57,7 +57,8 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
     if reference:
-        groups, notes = with_reference(groups, reference_runs())
+        own = {run.folder.resolve() for run in runs}
+        groups, notes = with_reference(groups, [run for run in reference_runs() if run.folder.resolve() not in own])
         for note in notes:
             print("note:", note, file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,10 @@ def with_reference(groups: list[Group], records: list[Run]) -> tuple[list[Group]
     Returns:
         The groups, and a sentence about each for which there is no fitting record.
     """
-    found = [_nearest(group, group_runs(records)) for group in groups]
+    references = group_runs(records)
+    if not references:
+        return groups, ["there is no reference record that is not among the runs already"]
+    found = [_nearest(group, references) for group in groups]
     return [group for group, _ in found], [note for _, note in found if note]
 
 

@@ -156,12 +156,12 @@ def _compare(proxy: str, gold: str, one: Side, two: Side, when: str) -> Verdict:
     if estimate.low <= 0:
         return Verdict(
             proxy,
-            f"On {proxy} no difference in {gold} {when} was shown between {one.name} and {two.name}"
+            f"On {proxy} no difference in the {gold} {when} was shown between {one.name} and {two.name}"
             f" ({estimate.value:+.3f}, {interval}).",
             False,
         )
     return Verdict(
         proxy,
-        f"On {proxy}, {one.name} keeps {estimate.value:.3f} more {gold} than {two.name} {when}"
+        f"On {proxy}, {one.name} keeps {estimate.value:.3f} more of the {gold} than {two.name} {when}"
         f" ({interval}; a run of it is the better one with probability {chance:.2f}).", True,
     )  # fmt: skip
