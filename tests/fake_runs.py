@@ -27,8 +27,14 @@ def write_run(
     """One run of five evaluations, at ``points``, whose gold follows ``GOLD[algo]`` and whose proxy rises by 1 a point.
 
     Args:
-        others: the curves of more rewards that it recorded. sessions: lines of ``sessions.jsonl``; where there are
-            some, the run has today's schema. folder: instead of the usual one. settings: of its configuration.
+        gold: the rewards that the run asked for.
+        others: the curves of more rewards that it recorded.
+        sessions: lines of ``sessions.jsonl``; where there are some, the run has today's schema.
+        folder: instead of the usual one.
+        reason: why it is in its state.
+        prompts: of the training split.
+        points: queries of the evaluations.
+        settings: more of its configuration.
     """
     folder = folder or out / "mini" / proxy / algo / f"seed{seed}"
     (folder / "images").mkdir(parents=True)

@@ -85,6 +85,17 @@ def test_a_records_names_write_and_read_nothing_outside(tmp_path: Path) -> None:
     assert [frame["queries"] for frame in strip["prompts"][0]["rows"][0]["frames"]] == [100, 200, 300, 400]
 
 
+@pytest.mark.parametrize(
+    "change", [{"columns": 0}, {"cell": 10**6}, {"cell": -1}, {"cell": "x"}, {"image_file": "a\0"}]
+)
+def test_a_row_that_points_nowhere_costs_its_frame(tmp_path: Path, change: dict[str, object]) -> None:
+    (run,) = find_runs([write_run(tmp_path).parent])
+    run.of("scores")[1].update(change)
+    (group,) = group_runs([run])
+    (strip,) = filmstrips(group)
+    assert [frame["queries"] for frame in strip["prompts"][0]["rows"][0]["frames"]] == [0, 200, 300, 400]
+
+
 def test_names_in_figures_are_themselves(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Without care ``$\\undefined$`` is an error of the formula parser, and legends hide ``_x``."""
     name = r"$\undefined$ a_b " + " ".join(HOSTILE)

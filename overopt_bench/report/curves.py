@@ -89,8 +89,11 @@ def _figure(
     """Panels for the proxy (solid) and each gold (dashed), or for the golds alone.
 
     Args:
-        group: what to draw. title: of the figure. x: gives the metric and the words of a proxy's abscissa.
-        note: what the legend says of the lines. golds_only: leaves the proxy's panels out.
+        group: what to draw.
+        title: of the figure.
+        x: gives the metric and the words of a proxy's abscissa.
+        note: what the legend says of the lines.
+        golds_only: leaves the proxy's panels out.
     """
     golds = group.golds()
     figure, axes, columns = panels_per_proxy(group, len(golds) + (not golds_only), title)

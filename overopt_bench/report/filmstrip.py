@@ -66,17 +66,20 @@ def _score(row: dict[str, Any], reward: str, k: int) -> float | None:
 def cell(run: Run, row: dict[str, Any], k: int) -> Image.Image | None:
     """Image k of a "scores" event, 128 pixels wide at most; None where the file is gone or damaged.
 
-    Nor is a file read that lies outside the run's folder, whatever the record says.
+    Nor is anything read outside the run's folder, or cut outside of the grid, whatever the record says.
     """
-    file = (run.folder / row["image_file"]).resolve()
-    if not file.is_relative_to(run.folder.resolve()):
-        return None
-    y, x = divmod(row["first_cell"] + k, row["columns"])
-    size = row["cell"]
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a grid of XL's images is no attack, though as large
     try:
+        file, size = (run.folder / row["image_file"]).resolve(), int(row["cell"])
+        y, x = divmod(row["first_cell"] + k, row["columns"])
+        if not file.is_relative_to(run.folder.resolve()):
+            return None
         with Image.open(file) as grid:
+            if min(x, y, size - 1) < 0 or (x + 1) * size > grid.width or (y + 1) * size > grid.height:
+                return None
             picture = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)).convert("RGB")
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a row that does not say where the image is
+        return None
     except (OSError, SyntaxError):  # gone, cut off, or no picture: Pillow says broken PNG with a SyntaxError
         return None
     finally:
@@ -95,8 +98,11 @@ class Still:
     """One image of a still.
 
     Attributes:
-        prompt: what it should show. when: "start", "peak" (of which gold, where there are several) or "end".
-        queries: how many were spent by then. proxy: its score. golds: its score by each gold of the run.
+        prompt: what it should show.
+        when: "start", "peak" (of which gold, where there are several) or "end".
+        queries: how many were spent by then.
+        proxy: its score by the proxy.
+        golds: its score by each gold of the run.
         image: the picture.
     """
 

@@ -119,7 +119,9 @@ def render(groups: list[dict[str, Any]], runs: list[Run], notes: list[str]) -> s
     """The page's HTML.
 
     Args:
-        groups: of ``group_context``. runs: all that were found. notes: what concerns the whole page.
+        groups: what ``group_context`` gave for each.
+        runs: all that were found.
+        notes: what concerns the whole page.
     """
     environment = Environment(
         loader=PackageLoader("overopt_bench.report"), undefined=StrictUndefined, autoescape=True, trim_blocks=True,

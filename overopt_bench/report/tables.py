@@ -121,10 +121,11 @@ def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
                 continue
             peak = cross_fitted_peak(scores)
             rows.append({
-            "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"], "gold": gold_name(group, gold),
-            "proxy gain": gain, "gold rise to peak": peak.rise, "gold drop from peak": peak.drop,
-            "proxy rose": _yes(gain), "gold rose": _yes(peak.rise), "gold fell": _yes(peak.drop),
-            "overoptimized": "yes" if gain.shown and peak.drop.shown else "no", "images": scores.shape[1],
+                "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"],
+                "gold": gold_name(group, gold), "proxy gain": gain, "gold rise to peak": peak.rise,
+                "gold drop from peak": peak.drop, "proxy rose": _yes(gain), "gold rose": _yes(peak.rise),
+                "gold fell": _yes(peak.drop), "overoptimized": "yes" if gain.shown and peak.drop.shown else "no",
+                "images": scores.shape[1],
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -134,7 +135,7 @@ def _yes(difference: Paired) -> str:
 
 
 def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
-    """Gao et al.'s forms fitted to each seed's every gold over the base against d = sqrt(path KL), start left out.
+    """Gao et al.'s forms fitted to every gold of each seed over the base against d = sqrt(path KL), start left out.
 
     ``alpha`` is how fast gold is gained, ``beta`` how fast it is lost again; ``R2`` says how well the form holds.
     """
