@@ -36,14 +36,14 @@ class AlignPropParams(AlgorithmParams):
     )
     checkpoint: bool = Field(
         True,
-        description="recompute activations in the backward pass [paper]; memory only",
+        description="recompute activations in the backward pass [paper]",
         json_schema_extra={"memory_only": True},
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
         description="images per network pass, none: as the harness; gradient and noise are those of the whole batch"
-        " [ours]; memory only",
+        " [ours]",
         json_schema_extra={"memory_only": True},
     )
 

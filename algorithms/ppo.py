@@ -41,12 +41,12 @@ class PPOParams(AlgorithmParams):
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="transitions per network pass, none: as the harness; memory only [ours]",
+        description="transitions per network pass, none: as the harness [ours]",
         json_schema_extra={"memory_only": True},
     )
     checkpoint: bool = Field(
         False,
-        description="recompute the U-Net's blocks in the backward pass; memory only [ours]",
+        description="recompute the U-Net's blocks in the backward pass [ours]",
         json_schema_extra={"memory_only": True},
     )
 

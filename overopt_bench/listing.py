@@ -74,7 +74,8 @@ def _suites() -> Iterator[str]:
 
 def _presets() -> Iterator[str]:
     for name in presets.names():
-        yield f"  {name:<12} {presets.text(name).splitlines()[0].removeprefix('# ')} [`list presets` shows it]"
+        yield f"  {name:<12} {presets.summary(name)}"
+    yield "  `overopt-bench list presets` shows them whole."
 
 
 def _first_line(cls: type) -> str:

@@ -1,15 +1,38 @@
-"""Fixtures for tests that need a world of their own: a tiny suite, rewards and an algorithm, from a plugin file."""
+"""Fixtures for tests that need a world of their own, and what several processes of pytest share.
+
+``pytest-xdist`` starts one worker a core. Each has one thread: networks this small gain nothing from more, and threads
+that wait for each other's cores make everything several times slower.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from overopt_bench import plugins, registry
 
 TINY = Path(__file__).parent / "plugins" / "tiny.py"
+
+
+def pytest_xdist_setupnodes() -> None:
+    """Give one thread to every worker, and to every process that its tests start; before any of them imports torch."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the workers have: the numbers of two processes agree to the bit only with equally many threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -29,8 +52,18 @@ def tiny(clean_registry: None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for ``--weights``: small random checkpoints in the published formats, under the published names."""
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder for ``--weights``: small random checkpoints in the published formats, under the published names.
+
+    It is made once for all workers and must not be written to.
+    """
     from tiny_checkpoints import make_tiny_checkpoints
 
-    return make_tiny_checkpoints(tmp_path_factory.mktemp("weights"))
+    if worker_id == "master":  # pytest itself, without workers
+        return make_tiny_checkpoints(tmp_path_factory.mktemp("weights"))
+    shared = tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "tiny_weights.lock"):
+        folder = shared / "tiny_weights"
+        if not folder.exists():
+            make_tiny_checkpoints(shared / "tiny_weights.part").rename(folder)
+    return folder

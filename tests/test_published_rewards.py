@@ -15,7 +15,7 @@ import logging
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ FILES = {
 LIMITS = {"clipscore": 77, "pickscore": 77, "imagereward": 35, "hpsv2": 77, "hpsv2_1": 77}
 PICTURES, TEXTS = pictures(), list(PROMPTS.values())
 SIZES = [(512, 512), (451, 300), (160, 200), (227, 224), (224, 224)]  # width x height
+pytestmark = pytest.mark.usefixtures("one_thread")
 BLACK = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)])
 
 
@@ -89,15 +90,6 @@ def load(name: str, folder: Path) -> Any:
 def loaded(weights: Path) -> dict[str, PublishedReward]:
     """All six, to be read only."""
     return {name: load(name, weights) for name in NAMES}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with two, and ten times slower where another process has the other core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> Tensor:

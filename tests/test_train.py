@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from overopt_bench import api, train
+from overopt_bench import api, cli, train
 from overopt_bench.config import resolve
 from overopt_bench.errors import RunError, Stopped
 from overopt_bench.evaluate import diversity, image_noise
 from overopt_bench.registry import rewards
 
-SMALL = {"suite": "mini", "budget": 96, "eval_points": 3, "eval_images": 8, "num_steps": 3}
+SMALL = {"suite": "mini", "budget": 96, "eval_points": 3, "eval_images": 4, "num_steps": 3}
+SHORT = {"budget": 32, "eval_points": 2}  # one round, where no test asks for more
 EPOCH = {"samples_per_epoch": 32, "images_per_prompt": 4}
 
 
@@ -57,7 +58,7 @@ def test_evaluation_points_hold_both_ends_and_the_budget_is_exact(tmp_path: Path
     assert json.loads((folder / "status.json").read_text()) == {"state": "complete", "queries": 70, "reason": None}
 
 
-@pytest.mark.parametrize(("unit", "budget"), [("nfe", 2000), ("seconds", 1)])
+@pytest.mark.parametrize(("unit", "budget"), [("nfe", 300), ("seconds", 1)])
 def test_other_budgets_stop(unit: str, budget: int, tmp_path: Path) -> None:
     rows = [
         json.loads(line)
@@ -68,9 +69,9 @@ def test_other_budgets_stop(unit: str, budget: int, tmp_path: Path) -> None:
 
 
 def test_a_complete_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path)
+    folder = run(tmp_path, **SHORT)
     before = (folder / "metrics.jsonl").read_bytes()
-    run(tmp_path)
+    run(tmp_path, **SHORT)
     assert (folder / "metrics.jsonl").read_bytes() == before and "is complete" in capsys.readouterr().out
 
 
@@ -96,32 +97,25 @@ def test_a_reward_that_turns_nan_fails_the_run_and_keeps_the_checkpoint(
 
 
 def command(out: Path, algo: str) -> list[str]:
-    words = [
-        "run",
-        "--algo",
-        algo,
-        "--proxy",
-        "aesthetic",
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--set",
-        "samples_per_epoch=32",
-    ]
+    words = ["run", "--algo", algo, "--proxy", "aesthetic", "--out", str(out), "--device", "cpu"]
     words += [w for k, v in SMALL.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-    return [sys.executable, "-m", "overopt_bench", *words, "--set", "images_per_prompt=4", "--budget", "160"]
+    return [*words, "--set", "samples_per_epoch=32", "--set", "images_per_prompt=4", "--budget", "160"]
+
+
+def start(out: Path, algo: str, **pipes: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, with one thread as ``one_thread`` gives this one."""
+    words = [sys.executable, "-m", "overopt_bench", *command(out, algo)]
+    return subprocess.Popen(words, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ddpo", "tdpo_r"])
-def test_killed_at_three_random_moments_it_ends_the_same(algo: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole", algo), check=True, env=environment, capture_output=True)
+def test_killed_at_three_random_moments_it_ends_the_same(algo: str, tmp_path: Path, one_thread: None) -> None:
+    assert cli.main(command(tmp_path / "whole", algo)) == 0
     folder = Path("mini") / "aesthetic" / algo / "seed0"
     draw, kills = random.Random(algo), 0
     while kills < 3:
-        process = subprocess.Popen(command(tmp_path / "cut", algo), env=environment, stdout=subprocess.DEVNULL)
+        process = start(tmp_path / "cut", algo, stdout=subprocess.DEVNULL)
         started = tmp_path / "cut" / folder / "metrics.jsonl"
         while process.poll() is None and not (started.exists() and started.stat().st_size):
             time.sleep(0.05)
@@ -129,12 +123,12 @@ def test_killed_at_three_random_moments_it_ends_the_same(algo: str, tmp_path: Pa
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    subprocess.run(command(tmp_path / "cut", algo), check=True, env=environment, capture_output=True)
+    assert cli.main(command(tmp_path / "cut", algo)) == 0
     assert events(tmp_path / "cut" / folder) == events(tmp_path / "whole" / folder)
 
 
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path, "ddpo"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(tmp_path, "ddpo", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     folder = tmp_path / "mini" / "aesthetic" / "ddpo" / "seed0"
     while process.poll() is None and not list((folder / "checkpoint").glob("*.pt") if folder.exists() else []):
         time.sleep(0.05)
@@ -156,7 +150,7 @@ def test_ctrl_c_in_the_last_evaluation_is_not_lost(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(train._Session, "_evaluate", interrupted)
     with pytest.raises(Stopped) as stopped:
-        run(tmp_path)
+        run(tmp_path, **SHORT)
     assert stopped.value.code == 130
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "complete"
@@ -171,7 +165,7 @@ def test_best_of_n_selects_among_what_the_budget_buys(tmp_path: Path) -> None:
 
 
 def test_eval_and_sample_read_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tmp_path, proxy="jpeg_compressibility", params={**EPOCH, "lr": 0.02})
+    folder = run(tmp_path, proxy="jpeg_compressibility", params={**EPOCH, "lr": 0.02}, **SHORT)
     table = api.eval(folder, ["fox face", "owl"], count=2).set_index("reward")
     assert table.loc["jpeg_compressibility", "role"] == "proxy" and table.loc["human", "role"] == "gold"
     assert (table["images"] == 4).all() and (table["change"].abs() > 0).all()

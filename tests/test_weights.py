@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from overopt_bench import cli
 from overopt_bench.errors import UserError
@@ -45,22 +44,19 @@ def cache(folder: Path, repo: Repo, source: Path) -> None:
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-def run(words: list[str], hub: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "overopt_bench", *words], capture_output=True, text=True, env=environment, timeout=300
-    )
-
-
 @pytest.mark.slow
-def test_the_hubs_cache_is_enough(tiny_weights: Path, tmp_path: Path) -> None:
+def test_the_hubs_cache_is_enough(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without a network and without --weights; then one file is gone, and the error has the command that fetches it."""
     hub = tmp_path / "hub"
+    # what HF_HUB_CACHE and HF_HUB_OFFLINE set in a new process
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for repo, name in ((BASE, "stable-diffusion-v1-4"), (CLIP_L, CLIP_L.name), (IMAGEREWARD, "ImageReward")):
         cache(hub, repo, tiny_weights / name)
     for words in (["--suite", "sd14"], ["--model", f"{BASE.id}@{BASE.revision}"]):
-        done = run([*RUN, *words, "--out", str(tmp_path / "out")], hub)
-        assert done.returncode == 0, done.stderr
+        assert cli.main([*RUN, *words, "--out", str(tmp_path / "out")]) == 0
     (config,) = (tmp_path / "out").glob("sd14/*/*/*/config.json")
     provenance = json.loads(config.read_text())["provenance"]
     unet = tiny_weights / "stable-diffusion-v1-4/unet/diffusion_pytorch_model.safetensors"
@@ -68,14 +64,17 @@ def test_the_hubs_cache_is_enough(tiny_weights: Path, tmp_path: Path) -> None:
         provenance["weights"]["unet/diffusion_pytorch_model.safetensors"]
         == hashlib.sha256(unet.read_bytes()).hexdigest()
     )
-    assert run(["doctor", "--suite", "sd14"], hub).returncode == 0
+    assert cli.main(["doctor", "--suite", "sd14"]) == 0
+    capsys.readouterr()
     (hub / "models--zai-org--ImageReward/snapshots" / IMAGEREWARD.revision / "ImageReward.pt").unlink()
-    done = run([*RUN, "--suite", "sd14", "--seed", "1", "--out", str(tmp_path / "out")], hub)
-    assert done.returncode == 2 and done.stderr.count("error:") == 1 and IMAGEREWARD.command() in done.stderr
+    assert cli.main([*RUN, "--suite", "sd14", "--seed", "1", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1 and IMAGEREWARD.command() in error
     assert not list((tmp_path / "out").glob("sd14/*/*/seed1"))
-    doctor = run(["doctor", "--suite", "sd14"], hub)
-    assert doctor.returncode == 1 and "zai-org/ImageReward is missing" in doctor.stderr
-    assert IMAGEREWARD.command() in doctor.stdout and "model.safetensors is not the published one" in doctor.stdout
+    assert cli.main(["doctor", "--suite", "sd14"]) == 1
+    out, error = capsys.readouterr()
+    assert "zai-org/ImageReward is missing" in error
+    assert IMAGEREWARD.command() in out and "model.safetensors is not the published one" in out
 
 
 def test_commands_name_everything_that_is_needed() -> None:

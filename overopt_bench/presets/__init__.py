@@ -1,4 +1,7 @@
-"""Named settings that ship with the package: YAML files beside this one, every number with its source."""
+"""Named settings that ship with the package: YAML files beside this one, every number with its source.
+
+The first line of each is a comment that says in one sentence what the preset is for.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,15 @@ def text(name: str) -> str:
     if name not in names():
         raise unknown_name("preset", name, names())
     return resources.files(__name__).joinpath(name + SUFFIX).read_text(encoding="utf-8")
+
+
+def summary(name: str) -> str:
+    """What a preset is for: the sentence on its first line.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    return text(name).split("\n", 1)[0].removeprefix("# ")
 
 
 def read_presets(asked: Iterable[str]) -> dict[str, Any]:
