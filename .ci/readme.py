@@ -1,7 +1,7 @@
 """Prints the commands of the README word for word, so that what is checked is what a reader types.
 
-    python .ci/readme.py first-block    the first block of commands
-    python .ci/readme.py tests          the command that runs the tests
+``python .ci/readme.py first-block`` prints the first block of commands, ``python .ci/readme.py tests`` the command that
+runs the tests.
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in PATTERNS:
         sys.exit(f"usage: python .ci/readme.py {'|'.join(PATTERNS)}")
     try:
-        sys.stdout.write(commands(sys.argv[1], README.read_text(encoding="utf-8")).rstrip("\n") + "\n")
+        print(commands(sys.argv[1], README.read_text(encoding="utf-8")).removesuffix("\n"))
     except LookupError as error:
         sys.exit(f"error: {error}")
