@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -21,7 +20,6 @@ from overopt_bench.runtime import Runtime
 from overopt_bench.shell import command_line
 from overopt_bench.types import Reward, Suite
 
-SESSIONS = "sessions.jsonl"
 PACKAGES = (
     "overopt-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "numpy", "pillow"
 )  # fmt: skip
@@ -83,54 +81,6 @@ def provenance(
         "critic_encoder": "proxy" if own_encoder else "suite clip",
         "plugins": {str(p.path): p.sha256 for p in plugins}, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
-
-
-def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """What each start and each resume of a run wrote down, oldest first; lines that do not parse are left out.
-
-    Records of schema 1 hold their first session in ``config.json``.
-    """
-    sessions = []
-    try:
-        first = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("provenance")
-        sessions += [{"queries": 0, **first}] if first else []
-    except (OSError, ValueError, AttributeError, TypeError):
-        pass
-    try:
-        lines = (folder / SESSIONS).read_bytes().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            session = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(session, dict):
-            sessions.append(session)
-    return sessions
-
-
-def differences(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What changed from each session to the next, one line for each fact that did, such as ``hardware.threads``."""
-    lines = []
-    for number in range(1, len(sessions)):
-        before, after = (_flat(sessions[k]) for k in (number - 1, number))
-        lines += [
-            f"session {number + 1}: {name} {after.get(name)}, was {before.get(name)}"
-            for name in sorted({*before, *after}) if before.get(name) != after.get(name)
-        ]  # fmt: skip
-    return lines
-
-
-def _flat(session: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts by dotted names, without the time and the place of the start."""
-    flat: dict[str, Any] = {}
-    for name, value in session.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        elif name not in ("started", "queries"):
-            flat[name] = value
-    return flat
 
 
 def resume_command(

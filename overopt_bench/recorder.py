@@ -19,7 +19,7 @@ from torch import Tensor
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
 from overopt_bench.locking import HEARTBEAT, LOCK, RunLock
-from overopt_bench.provenance import SESSIONS, read_sessions
+from overopt_bench.sessions import SESSIONS, read_sessions
 from overopt_bench.world import World
 
 SCHEMA = 2  # of config.json; 1 held the first session's provenance, which is now a line of sessions.jsonl

@@ -59,14 +59,14 @@ class TensorBoard(Tracker):
 
         for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
             old.unlink()
-        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, queries: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, queries)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, queries)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandB(Tracker):

@@ -20,10 +20,11 @@ from overopt_bench.evaluate import Evaluator
 from overopt_bench.optimizer import MAX_SKIPPED
 from overopt_bench.plugins import Plugin
 from overopt_bench.progress import Progress
-from overopt_bench.provenance import provenance, read_sessions, resume_command
+from overopt_bench.provenance import provenance, resume_command
 from overopt_bench.recorder import Snapshot, open_recorder
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
 from overopt_bench.runtime import Runtime
+from overopt_bench.sessions import read_sessions
 from overopt_bench.stopping import StopSignals, print_last
 from overopt_bench.trackers import NoTracker, Tracker, check_tracker, open_tracker
 from overopt_bench.types import Algorithm
@@ -144,7 +145,9 @@ class _Session:
         if isinstance(error, RunError) and self.stop.number is not None:
             error = Stopped(self.stop.number)  # another process was stopped first, so it did not answer this one
         if isinstance(error, Stopped) and not self.world.main:
-            time.sleep(1)  # the signal reaches the processes one after the other; the main one must not find this one dead
+            time.sleep(
+                1
+            )  # the signal reaches the processes one after the other; the main one must not find this one dead
         reason, told = str(error), error
         if isinstance(error, torch.cuda.OutOfMemoryError):
             reason, told = "out of GPU memory", RunError(

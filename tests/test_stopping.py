@@ -16,7 +16,7 @@ import pytest
 from launching import ENVIRONMENT, LAUNCH
 
 from overopt_bench.cli import main
-from overopt_bench.provenance import read_sessions
+from overopt_bench.sessions import read_sessions
 
 RUN = [
     "-m", "overopt_bench", "run", "--algo", "ddpo", "--proxy", "slow", "--suite", "mini", "--device", "cpu", "--plugin",

@@ -12,6 +12,7 @@ import numpy as np
 
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.stats import Array
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
@@ -146,7 +147,7 @@ def _looks_like_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Reads one folder; damage becomes a state, never an exception."""
     try:
-        content = _json((folder / "config.json").read_bytes())
+        content = read_json_bytes((folder / "config.json").read_bytes())
         config = dict(content["config"])
         if missing := REQUIRED.keys() - config.keys():
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
@@ -154,13 +155,11 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"is malformed in {', '.join(wrong)}")
         if not all(isinstance(gold, str) for gold in config["gold"]):
             raise ValueError("is malformed in gold")
-        first = dict(content.get("provenance", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Run(folder, "damaged", f"config.json: {error}")
-    sessions = read_sessions(folder) or ([first] if first else [])
-    run = Run(folder, "complete", config=config, sessions=sessions)
+    run = Run(folder, "complete", config=config, sessions=read_sessions(folder))
     try:
-        status = _json((folder / "status.json").read_bytes())
+        status = read_json_bytes((folder / "status.json").read_bytes())
         run.state, run.reason = str(status["state"]), str(status.get("reason") or "")
         if run.state not in STATES:
             raise ValueError(f"there is no state {run.state!r}")
@@ -168,7 +167,7 @@ def read_run(folder: Path) -> Run:
         run.state, run.reason = "damaged", f"status.json: {error}"
     lines = (folder / "metrics.jsonl").read_bytes().splitlines() if (folder / "metrics.jsonl").exists() else []
     for number, line in enumerate(lines, 1):
-        event = _parsed(line)
+        event = parsed_line(line)
         if not {"event", "queries"} <= event.keys():
             run.state, run.reason = "damaged", f"metrics.jsonl line {number} of {len(lines)} does not parse"
             break
@@ -180,69 +179,5 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def _json(raw: bytes) -> Any:
-    """JSON whose every text can be written as UTF-8: half a surrogate pair becomes a question mark."""
-    content = json.loads(raw)
-    if b"\\ud" in raw.lower():
-        content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
-    return content
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    """A line of JSON Lines; empty where it is no object."""
-    try:
-        content = _json(line)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _end(run: Run) -> int:
     return int(run.config["budget"]) if run.config["budget_unit"] == "queries" else 0
-
-
-def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``sessions.jsonl``; none where the run is older than that file.
-
-    A line that does not parse, such as the last one before a power cut, is left out: no number depends on it.
-    """
-    try:
-        lines = (folder / "sessions.jsonl").read_bytes().splitlines()
-    except OSError:
-        return []
-    return [session for line in lines if (session := _parsed(line))]
-
-
-NOT_A_DIFFERENCE = ("started", "queries")  # a session's own place in the run
-
-
-def session_differences(sessions: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What changed between the sessions of a run.
-
-    Returns:
-        For each fact that changed its name, such as "versions.torch", and its values in order, such as
-        "2.4.0, then 2.5.0 from query 512"; "-" stands for nothing recorded.
-    """
-    flat = [_flat({k: v for k, v in session.items() if k not in NOT_A_DIFFERENCE}) for session in sessions]
-    found = []
-    for name in dict.fromkeys(name for facts in flat for name in facts):
-        values = [facts.get(name, "-") for facts in flat]
-        if len(set(values)) == 1:
-            continue
-        text = values[0]
-        for session, before, value in zip(sessions[1:], values, values[1:], strict=False):
-            if value != before:
-                text += f", then {value} from query {session.get('queries', '?')}"
-        found.append((name, text))
-    return found
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested facts as dotted names and text."""
-    found: dict[str, str] = {}
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
-    return found
