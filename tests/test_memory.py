@@ -10,7 +10,16 @@ import torch
 
 from overopt_bench.costs import Costs, costs
 from overopt_bench.errors import UserError
-from overopt_bench.memory import HEADROOM, Needs, choose, fit, needs, weight_bytes
+from overopt_bench.memory import (
+    HEADROOM,
+    Needs,
+    choose,
+    choose_sampling,
+    fit,
+    needs,
+    pipeline_costs,
+    weight_bytes,
+)
 from overopt_bench.policy import MICRO_BATCH
 from overopt_bench.presets import read_presets
 from overopt_bench.registry import algorithms, get_reward, get_suite
@@ -94,3 +103,15 @@ def test_a_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             sampling, training = choose(pipeline, "float16", rewards, True, algorithms.get("alignprop"), {}, "cuda:0")
             assert 1 <= training < sampling
+
+
+def test_sampling_alone_takes_what_training_would_leave_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``sample`` and ``eval`` must not ask for the memory of a backward pass, and always try at least one image."""
+    pipeline = get_suite("mini").pipeline()
+    need = needs(pipeline_costs(pipeline, "float32"), True, 0, backpropagates=False, checkpoint=False)
+    for images, expected in ((0.5, 1), (1.5, 1), (7.5, 7), (1e6, MICRO_BATCH)):
+        total = (need.held + images * need.sampling) / (1 - HEADROOM)
+        card = SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert choose_sampling(pipeline, "float32", (), True, "cuda") == expected
+    assert choose_sampling(pipeline, "float32", (), True, "cpu") == MICRO_BATCH
