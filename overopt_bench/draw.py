@@ -24,12 +24,12 @@ from overopt_bench.recorder import atomic
 from overopt_bench.registry import get_suite
 from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import stable_seed
+from overopt_bench.text import csv_text
 from overopt_bench.types import Reward, Suite
 from overopt_bench.weights import digest
 
 INDEX = "index.csv"
 COLUMNS = ("file", "prompt", "seed", "index", "torch_seed", "run")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, ru
                 name = file_name(drawing, origin)
                 Image.fromarray(picture).save(out / name)
                 rows[name] = {
-                    "file": name, "prompt": as_text(drawing.prompt), "seed": str(seed), "index": str(drawing.index),
-                    "torch_seed": str(drawing.torch_seed), "run": as_text(str(run)),
+                    "file": name, "prompt": csv_text(drawing.prompt), "seed": str(seed), "index": str(drawing.index),
+                    "torch_seed": str(drawing.torch_seed), "run": csv_text(str(run)),
                 }  # fmt: skip
             write_index(out / INDEX, rows)
     except OSError as error:
@@ -167,11 +167,6 @@ def file_name(drawing: Drawing, origin: str) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", drawing.prompt.lower())[:40].strip("-")
     mark = hashlib.sha256(f"{origin}\n{drawing.prompt}".encode()).hexdigest()[:12]
     return "-".join([*([words] if words else []), mark, str(drawing.seed), str(drawing.index)]) + ".png"
-
-
-def as_text(cell: str) -> str:
-    """A cell that a spreadsheet shows instead of running it: an apostrophe before what would begin a formula."""
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def read_index(path: Path) -> dict[str, dict[str, str]]:

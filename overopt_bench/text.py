@@ -1,8 +1,9 @@
-"""Text files from anywhere: UTF-8 is read, with or without a byte order mark, and anything else is called by its name."""
+"""Text files from anywhere, read as UTF-8 or called by what they are; and text in cells of tables that spreadsheets open."""
 
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 from overopt_bench.errors import UserError
@@ -72,3 +73,12 @@ def _narrow(raw: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return "WINDOWS-1252"
+
+
+def csv_text(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: OWASP's advice is an apostrophe before what could begin one.
+
+    Line breaks become spaces, since some readers begin a new row even at those within a cell.
+    """
+    formula = text.startswith("\t") or text.lstrip().startswith(("=", "+", "-", "@"))
+    return ("'" if formula else "") + re.sub(r"[\r\n]+", " ", text)

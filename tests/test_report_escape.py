@@ -14,11 +14,12 @@ from hostile import HOSTILE
 
 from overopt_bench.report import build_report, curves, layout
 from overopt_bench.report.cells import write
-from overopt_bench.report.escape import csv_text, file_name, latex_text, markdown_text
+from overopt_bench.report.escape import file_name, latex_text, markdown_text
 from overopt_bench.report.filmstrip import filmstrips
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.stats import Estimate
+from overopt_bench.text import csv_text
 
 
 @pytest.mark.parametrize("formula", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", " =1", "=cmd|' /C calc'!A0"])

@@ -73,7 +73,7 @@ def test_output_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", set(ODD) - {"nothing"})
+@pytest.mark.parametrize("name", sorted(set(ODD) - {"nothing"}))
 def test_commands_that_are_printed(name: str) -> None:
     odd = ODD[name]
     config = resolve({"algo": "climb", "proxy": "darkness", "suite": "tiny", "train_prompts": ["🦊"]})

@@ -17,15 +17,6 @@ LATEX = {
 LONGEST_NAME = 100  # characters; file systems take 255 bytes
 
 
-def csv_text(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: OWASP's advice is an apostrophe before what could begin one.
-
-    Line breaks become spaces, since some readers begin a new row even at those within a cell.
-    """
-    formula = text.startswith("\t") or text.lstrip().startswith(("=", "+", "-", "@"))
-    return ("'" if formula else "") + re.sub(r"[\r\n]+", " ", text)
-
-
 def markdown_text(text: str) -> str:
     """Text as a Markdown table shows it literally: one line, no cell border, no markup, no HTML."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
