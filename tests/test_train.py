@@ -75,6 +75,12 @@ def test_a_complete_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (folder / "metrics.jsonl").read_bytes() == before and "is complete" in capsys.readouterr().out
 
 
+def test_a_run_that_fails_at_once_speaks_of_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards.get("aesthetic", "mini"), "__call__", lambda self, images, _: images[:, 0, 0, 0] / 0 * 0)
+    with pytest.raises(RunError, match="stopped at 0 queries, nothing was saved yet$"):
+        run(tmp_path)
+
+
 def test_a_reward_that_turns_nan_fails_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +92,7 @@ def test_a_reward_that_turns_nan_fails_the_run_and_keeps_the_checkpoint(
         return good(self, images, prompts) * (float("nan") if calls[0] > 9 else 1)
 
     monkeypatch.setattr(cls, "__call__", bad)
-    with pytest.raises(RunError, match=r"aesthetic.*nan"):
+    with pytest.raises(RunError, match=r"aesthetic.*nan.*the last good checkpoint is kept in"):
         run(tmp_path)
     folder = tmp_path / "mini" / "aesthetic" / "ddpo" / "seed0"
     status = json.loads((folder / "status.json").read_text())
