@@ -76,8 +76,10 @@ def test_a_complete_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_run_that_fails_at_once_speaks_of_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards.get("aesthetic", "mini"), "__call__", lambda self, images, _: images[:, 0, 0, 0] / 0 * 0)
-    with pytest.raises(RunError, match="stopped at 0 queries, nothing was saved yet$"):
+    monkeypatch.setattr(
+        rewards.get("aesthetic", "mini"), "__call__", lambda self, images, _: images[:, 0, 0, 0] * float("nan")
+    )
+    with pytest.raises(RunError, match=r"stopped at 0 queries, nothing was saved yet$"):
         run(tmp_path)
 
 
