@@ -185,16 +185,23 @@ def bench(
     return measure(name, runtime, model=model, precision=precision)
 
 
-def doctor(suite: o.Suite = None, model: o.Model = None, device: o.Device = None, weights: o.Weights = None) -> Any:
+def doctor(
+    run: o.AnyRun = None, suite: o.Suite = None, model: o.Model = None, device: o.Device = None,
+    weights: o.Weights = None,
+) -> Any:  # fmt: skip
     """Say what is installed, what is missing and how to get it.
 
-    And whether disk and GPU hold it, and what a run takes. Returns a ``doctor.Diagnosis``; fails where a default run of
-    the suite could not start.
+    And whether disk and GPU hold it, and what a run takes. Of a run folder: how it was made, on which machines and with
+    which versions. Returns a ``doctor.Diagnosis``; fails where a default run of the suite could not start.
     """
-    from overopt_bench.doctor import diagnose
+    from overopt_bench.doctor import describe_run, diagnose
     from overopt_bench.errors import RunError
     from overopt_bench.prepare import choose_suite, make_runtime
 
+    if run is not None:
+        found = describe_run(Path(run))
+        print(found.text)
+        return found
     runtime = make_runtime(device, weights)
     name, reason = choose_suite(suite, runtime.weights, model)
     report = diagnose(name, reason, runtime, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 
 from overopt_bench.costs import costs, run_flops
+from overopt_bench.draw import read_config
 from overopt_bench.errors import UserError
 from overopt_bench.memory import needs
 from overopt_bench.policy import PRECISIONS
-from overopt_bench.provenance import versions
+from overopt_bench.provenance import differences, read_sessions, versions
 from overopt_bench.registry import get_suite, rewards
 from overopt_bench.runtime import Runtime
 from overopt_bench.types import Suite
@@ -56,6 +58,43 @@ def diagnose(name: str, reason: str, runtime: Runtime, model: str | None = None)
     _weights(found, suite, Weights(runtime.weights))
     _device(found, suite, runtime)
     _expected(found, suite, runtime)
+    return found
+
+
+def describe_run(folder: Path) -> Diagnosis:
+    """What a run folder holds: the essentials of its configuration, where it stands, and each session that worked on it.
+
+    Raises:
+        UserError: where the folder is no run.
+    """
+    config, found = read_config(folder), Diagnosis()
+    unit = config.budget_unit
+    found.lines.append(f"run       {config.algo} on {config.proxy}, gold {', '.join(config.gold)}, seed {config.seed}")
+    found.lines.append(f"suite     {config.suite}{f' ({config.model})' if config.model else ''}, {config.precision}")
+    found.lines.append(
+        f"sampler   {config.num_steps} steps, guidance {config.guidance_scale:g}, eta {config.eta:g};"
+        f" LoRA of rank {config.lora_rank}, alpha {config.lora_alpha}"
+    )
+    found.lines.append("settings  " + (" ".join(f"{k}={v}" for k, v in config.params.items()) or "none"))
+    try:
+        status = json.loads((folder / "status.json").read_text())
+        reason = f": {status['reason']}" if status["reason"] else ""
+        found.lines.append(
+            f"status    {status['state']} at {status['queries']} queries of {config.budget} {unit}{reason}"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        found.lines.append("status    cannot be read")
+    sessions = read_sessions(folder)
+    for number, session in enumerate(sessions, 1):
+        machine = session.get("hardware", {})
+        found.lines.append(
+            f"session {number} from {session.get('queries')} queries, {session.get('started')}: "
+            + ", ".join(f"{name} {value}" for name, value in machine.items())
+            + f", revision {str(session.get('git'))[:10]}"
+        )
+    if sessions:
+        found.lines.append("versions  " + "  ".join(f"{k} {v}" for k, v in sessions[-1].get("versions", {}).items()))
+    found.lines += differences(sessions)
     return found
 
 

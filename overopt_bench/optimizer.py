@@ -34,9 +34,8 @@ class Optimizer:
         self.parameters, self.max_grad_norm, self.world = list(parameters), max_grad_norm, world
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
-        self.scaler.scale(
-            self.parameters[0].new_zeros(())
-        )  # it must know its factor where a process has no backward call
+        # makes the scaler's factor, which a process without a single backward call needs too
+        self.scaler.scale(self.parameters[0].new_zeros(()))
         self.skipped_in_a_row, self._skipped = 0, 0
 
     def backward(self, loss: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -70,20 +71,25 @@ def is_complete(config: RunConfig, out: Path) -> bool:
 
 
 def run_all(configs: Sequence[RunConfig], out: Path, start: Callable[[RunConfig], object]) -> list[Path]:
-    """Run what is not complete; one failure does not stop the others.
+    """Run what is not complete; one failure does not stop the others, unless several processes share the runs.
 
     Raises:
         UserError: before the first run, where a folder belongs to another configuration.
         RunError: at the end, where any failed; names each.
     """
     todo = [config for config in configs if not is_complete(config, out)]
-    print(f"sweep: {len(configs)} runs, {len(configs) - len(todo)} complete already", flush=True)
+    speaks, alone = os.environ.get("RANK", "0") == "0", os.environ.get("WORLD_SIZE", "1") == "1"
+    if speaks:
+        print(f"sweep: {len(configs)} runs, {len(configs) - len(todo)} complete already", flush=True)
     failed = []
     for number, config in enumerate(todo, 1):
-        print(f"[{number}/{len(todo)}] {config.folder(out)}", flush=True)
+        if speaks:
+            print(f"[{number}/{len(todo)}] {config.folder(out)}", flush=True)
         try:
             start(config)
         except Exception as error:  # the others are independent of it
+            if not alone:  # one of several processes may have failed alone, and the next run needs all of them
+                raise
             failed.append(f"{config.folder(out)} ({type(error).__name__}: {error})")
             print(f"failed: {failed[-1]}", flush=True)
     if failed:

@@ -145,9 +145,7 @@ class _Session:
         if isinstance(error, RunError) and self.stop.number is not None:
             error = Stopped(self.stop.number)  # another process was stopped first, so it did not answer this one
         if isinstance(error, Stopped) and not self.world.main:
-            time.sleep(
-                1
-            )  # the signal reaches the processes one after the other; the main one must not find this one dead
+            time.sleep(1)  # the main process must hear the signal before it finds this one gone
         reason, told = str(error), error
         if isinstance(error, torch.cuda.OutOfMemoryError):
             reason, told = "out of GPU memory", RunError(

@@ -5,32 +5,52 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from overopt_bench.assembly import assemble
 from overopt_bench.config import resolve
+from overopt_bench.plugins import load_plugin
 from overopt_bench.registry import get_reward, get_suite
 from overopt_bench.runtime import Runtime
 from overopt_bench.world import World, join_world
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ddpo": {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1},
-    "tdpo_r": {"samples_per_epoch": 10, "images_per_prompt": 5, "batch_size": 10, "reset_period": 1, "critic_dropout": False},
-    "alignprop": {"batch_size": 5, "truncation": "fixed", "grad_steps": 2},
+README = Path(__file__).parent.parent / "README.md"
+# by a name of its own: the algorithm and its settings; of_one leaves a second process without a share
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpo": ("ddpo", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1}),
+    "tdpo_r": ("tdpo_r", {"samples_per_epoch": 10, "images_per_prompt": 5, "batch_size": 10, "reset_period": 1, "critic_dropout": False}),
+    "alignprop": ("alignprop", {"batch_size": 5, "truncation": "fixed", "grad_steps": 2}),
+    "rwr": ("rwr", {"samples": 5}),
+    "tdpo_r of one": ("tdpo_r", {"samples_per_epoch": 1, "images_per_prompt": 1, "reset_period": 1, "critic_dropout": False}),
+    "alignprop of one": ("alignprop", {"batch_size": 1, "truncation": "fixed", "grad_steps": 2}),
 }  # fmt: skip
 
 
-def one_step(algo: str, world: World) -> dict[str, Any]:
+def load_readme_plugin() -> None:
+    """Register the algorithm that the README shows."""
+    code = re.search(r"```python\n# rwr.py\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rwr.py"
+        file.write_text(code[1])
+        load_plugin(file)
+
+
+def one_step(algo: str, params: dict[str, Any], world: World) -> dict[str, Any]:
     suite, proxy = get_suite("mini"), get_reward("aesthetic", get_suite("mini"))
-    config = resolve({"algo": algo, "proxy": "aesthetic", "suite": "mini", "params": SETTINGS[algo]})
+    config = resolve({"algo": algo, "proxy": "aesthetic", "suite": "mini", "params": params})
     config = config.model_copy(update={"num_steps": 3, "guidance_scale": 2.0, "lora_rank": 2, "lora_alpha": 2})
     parts = assemble(config, suite, {"aesthetic": proxy}, Runtime(micro_batch=3), world)
     policy, budget = parts.policy, parts.budget
     algorithm: Any = parts.algorithm
-    optimizer = algorithm.optimizer if algo == "alignprop" else algorithm.updater.optimizer
+    optimizer = algorithm.updater.optimizer if hasattr(algorithm, "updater") else algorithm.optimizer
+    optimizer.max_grad_norm = float("inf")  # a clipped gradient would hide its scale
     gradients: list[torch.Tensor] = []
 
     def keep(*_: Any) -> None:
@@ -40,14 +60,23 @@ def one_step(algo: str, world: World) -> dict[str, Any]:
     metrics = algorithm.step()
     world.check_equal(policy.trainable())
     spent = world.sum(torch.tensor([float(budget.queries), float(policy.nfe)])).tolist()
-    stats = algorithm.per_prompt_stats.state_dict() if algo != "alignprop" else {}
+    stats = algorithm.per_prompt_stats.state_dict() if hasattr(algorithm, "per_prompt_stats") else {}
     critic = algorithm.critic_events()
-    return {"gradient": gradients[0], "metrics": metrics, "spent": spent, "stats": stats, "critic": critic}
+    weights = torch.cat([p.detach().flatten() for p in policy.trainable()])
+    return {
+        "gradient": gradients[0],
+        "weights": weights,
+        "metrics": metrics,
+        "spent": spent,
+        "stats": stats,
+        "critic": critic,
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     here = join_world("cpu")
-    results = {algo: one_step(algo, here) for algo in SETTINGS}
+    load_readme_plugin()
+    results = {name: one_step(algo, params, here) for name, (algo, params) in SETTINGS.items()}
     if here.main:
         torch.save({"processes": here.size, **results}, sys.argv[1])

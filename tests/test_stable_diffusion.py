@@ -15,6 +15,7 @@ from diffusers import AutoPipelineForText2Image, DDIMScheduler
 from overopt_bench import cli
 from overopt_bench.errors import UserError
 from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.provenance import read_sessions
 from overopt_bench.registry import get_suite
 from overopt_bench.runtime import Runtime
 
@@ -60,7 +61,7 @@ def test_the_papers_command_runs_and_reports(
     last = [row for row in rows if row["event"] == "eval"][-1]
     assert last["queries"] == 8 and last["train/path_kl/mean"] > 0
     assert {"train/aesthetic/mean", "heldout/imagereward/mean", "heldout/diversity"} <= last.keys()
-    provenance = json.loads((folder / "config.json").read_text())["provenance"]
+    (provenance,) = read_sessions(folder)
     assert set(provenance["weights"]) == {f"{part}.safetensors" for part in (
         "text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model",
     )}  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from huggingface_hub import constants
 
 from overopt_bench import cli
 from overopt_bench.errors import UserError
+from overopt_bench.provenance import read_sessions
 from overopt_bench.registry import get_suite
 from overopt_bench.rewards.clip import CLIP_L, PICKSCORE
 from overopt_bench.rewards.hpsv2 import HPS_V2
@@ -58,7 +58,7 @@ def test_the_hubs_cache_is_enough(
     for words in (["--suite", "sd14"], ["--model", f"{BASE.id}@{BASE.revision}"]):
         assert cli.main([*RUN, *words, "--out", str(tmp_path / "out")]) == 0
     (config,) = (tmp_path / "out").glob("sd14/*/*/*/config.json")
-    provenance = json.loads(config.read_text())["provenance"]
+    (provenance,) = read_sessions(config.parent)
     unet = tiny_weights / "stable-diffusion-v1-4/unet/diffusion_pytorch_model.safetensors"
     assert (
         provenance["weights"]["unet/diffusion_pytorch_model.safetensors"]
