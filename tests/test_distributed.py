@@ -45,7 +45,8 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
         if algo != "rwr":  # in which each process passes through the whole batch
             assert a["spent"] == b["spent"], algo
         assert (a["weights"] - b["weights"]).norm() <= 1e-5 * a["weights"].norm(), algo
-        assert (a["gradient"] - b["gradient"]).norm() <= 1e-5 * a["gradient"].norm() and a["gradient"].norm() > 0, algo
+        assert (a["gradient"] - b["gradient"]).norm() <= 1e-5 * a["gradient"].norm(), algo
+        assert a["gradient"].norm() > 0 or algo == "tdpo_r of one"  # whose only sample has no advantage
         assert a["metrics"].keys() == b["metrics"].keys()
         for name, value in a["metrics"].items():
             assert b["metrics"][name] == pytest.approx(value, rel=1e-2, abs=1e-5), (algo, name)
@@ -88,7 +89,10 @@ def test_a_dead_process_ends_the_run_with_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "mini/aesthetic/ddpo/seed0"
     with open(tmp_path / "log", "w+") as log, subprocess.Popen(words, stdout=log, stderr=log, env=ENVIRONMENT) as run:
         deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() or b'"train"' not in (folder / "metrics.jsonl").read_bytes():
+        while (
+            not (folder / "metrics.jsonl").exists()
+            or b'"event": "train"' not in (folder / "metrics.jsonl").read_bytes()
+        ):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.5)
         os.kill(child_of_rank(run.pid, 1), signal.SIGKILL)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from overopt_bench import recorder as module
 from overopt_bench.config import RunConfig, resolve
 from overopt_bench.errors import UserError
+from overopt_bench.provenance import read_sessions
 from overopt_bench.recorder import Recorder
 
 
@@ -36,7 +36,7 @@ def filled(out: Path) -> Recorder:
     recorder = opened(out)
     for k in (1, 2):
         recorder.write("train", {"queries": k})
-        recorder.checkpoint(k, {"weight": torch.tensor(float(k))})
+        recorder.save(recorder.snapshot(k, {"weight": torch.tensor(float(k))}))
     recorder.write("train", {"queries": 3})
     recorder.close()
     return recorder
@@ -73,13 +73,13 @@ def test_without_any_good_checkpoint_a_run_starts_anew_and_says_so(tmp_path: Pat
 def test_only_two_checkpoints_are_kept(tmp_path: Path) -> None:
     recorder = opened(tmp_path)
     for k in range(5):
-        recorder.checkpoint(k, {})
+        recorder.save(recorder.snapshot(k, {}))
     assert [p.name for p in sorted((recorder.folder / "checkpoint").iterdir())] == ["000000003.pt", "000000004.pt"]
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     folder = filled(tmp_path).folder
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[0] != "."}
     with pytest.raises(UserError, match=r"params.lr: [0-9.e-]+ there, 0.5 asked") as refused:
         opened(tmp_path, params={"lr": 0.5})
     assert "--tag" in str(refused.value)
@@ -113,13 +113,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
     recorder = opened(tmp_path)
     recorder.resume()
 
-    def full(content: Any, path: Path) -> None:
-        path.write_bytes(b"part of it")
+    def full(path: Path, content: bytes) -> None:
+        path.open("wb").write(b"part of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.torch, "save", full)
+    snapshot = recorder.snapshot(3, {})
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="No space left on device"):
-        recorder.checkpoint(3, {})
+        recorder.save(snapshot)
     monkeypatch.undo()
     recorder.close()
     assert {p.name for p in (recorder.folder / "checkpoint").iterdir()} == {"000000001.pt", "000000002.pt"}
@@ -134,3 +135,46 @@ def test_image_grid_holds_each_cell_at_its_place(tmp_path: Path) -> None:
     grid = Image.open(recorder.folder / name)
     assert name == "images/0000007.png" and grid.size == (12, 8)
     assert [grid.getpixel((k % 3 * 4, k // 3 * 4)) for k in range(5)] == [(k, k, k) for k in range(5)]
+
+
+def test_a_snapshot_is_what_the_state_was(tmp_path: Path) -> None:
+    """Saved later, after the weights have moved on and lines were written, it leads back to where it was taken."""
+    recorder, weight = opened(tmp_path), torch.zeros(2)
+    recorder.write("train", {"queries": 1})
+    snapshot = recorder.snapshot(1, {"weight": weight})
+    weight += 1
+    recorder.write("train", {"queries": 2})
+    recorder.save(snapshot)
+    recorder.close()
+    recorder = opened(tmp_path)
+    state, _ = recorder.resume()
+    assert state is not None and state["weight"].tolist() == [0, 0] and lines(recorder) == [1]
+
+
+def test_sessions_survive_half_a_line(tmp_path: Path) -> None:
+    recorder = opened(tmp_path)
+    recorder.add_session({"git": "a"}, 0)
+    with open(recorder.folder / "sessions.jsonl", "a") as file:
+        file.write('{"git": "kil')
+    assert [s["git"] for s in read_sessions(recorder.folder)] == ["a"]
+    recorder.add_session({"git": "b"}, 7)
+    assert read_sessions(recorder.folder) == [{"git": "a", "queries": 0}, {"git": "b", "queries": 7}]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_other_weights_are_refused(tmp_path: Path, schema: int) -> None:
+    """Whether the first session stands in the configuration, as in records of schema 1, or in a file of its own."""
+    made = config()
+    recorder = Recorder(made.folder(tmp_path), made, {})
+    recorder.add_session({"weights": {"unet": "abc"}}, 0)
+    recorder.close()
+    file = recorder.folder / "config.json"
+    content = json.loads(file.read_text())
+    assert content.keys() == {"schema", "config", "config_hash"} and content["schema"] == 2
+    if schema == 1:
+        (recorder.folder / "sessions.jsonl").unlink()
+        file.write_text(json.dumps({**content, "schema": 1, "provenance": {"weights": {"unet": "abc"}}}))
+    assert [s["queries"] for s in read_sessions(recorder.folder)] == [0]
+    with pytest.raises(UserError, match="other weights of unet"):
+        Recorder(made.folder(tmp_path), made, {"weights": {"unet": "abd"}})
+    Recorder(made.folder(tmp_path), made, {"weights": {"unet": "abc"}}).close()

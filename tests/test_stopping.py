@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from launching import ENVIRONMENT, LAUNCH
 
-from overopt_bench.cli import main
 from overopt_bench.sessions import read_sessions
 
 RUN = [
@@ -58,10 +57,7 @@ def stopped(start: list[str], out: Path, number: int, slow: float, group: bool =
 
 
 def go_on(start: list[str], words: list[str]) -> None:
-    """Run ``overopt-bench`` to the end, by a launcher or in this process."""
-    if not start:
-        assert main(words) == 0
-        return
+    """Run ``overopt-bench`` to the end, started by Python or by a launcher."""
     done = subprocess.run([*start, "-m", "overopt_bench", *words], env=ENVIRONMENT, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -72,7 +68,11 @@ def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
     assert status == {"state": "interrupted", "queries": 16, "reason": f"stopped by {name}"}, lines
     assert not (out / FOLDER / ".heartbeat").exists()
     words = shlex.split(lines[-1])
-    launcher = [] if words[0] == "overopt-bench" else [sys.executable, "-m", "torch.distributed.run", *words[1:4]]
+    launcher = (
+        [sys.executable]
+        if words[0] == "overopt-bench"
+        else [sys.executable, "-m", "torch.distributed.run", *words[1:4]]
+    )
     go_on(launcher, words[words.index("run") :])
     assert [s["queries"] for s in read_sessions(out / FOLDER)] == [0, 16]
     assert events(out) == events(whole)
@@ -82,10 +82,10 @@ def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "slow", "status"), [("SIGTERM", 60, 143), ("SIGINT", 1, 130), ("SIGHUP", 1, 129)]
 )  # fmt: skip
-def test_one_process(name: str, slow: float, status: int, tmp_path: Path, clean_registry: None) -> None:
+def test_one_process(name: str, slow: float, status: int, tmp_path: Path) -> None:
     code, lines = stopped([sys.executable], tmp_path / "run", getattr(signal, name), slow)
     assert code == status
-    go_on([], [*RUN[2:], str(tmp_path / "whole")])
+    go_on([sys.executable], [*RUN[2:], str(tmp_path / "whole")])
     check(tmp_path / "run", lines, tmp_path / "whole", name)
 
 
