@@ -15,9 +15,10 @@ from overopt_bench.draw import read_config
 from overopt_bench.errors import UserError
 from overopt_bench.memory import needs
 from overopt_bench.policy import PRECISIONS
-from overopt_bench.provenance import differences, read_sessions, versions
+from overopt_bench.provenance import versions
 from overopt_bench.registry import get_suite, rewards
 from overopt_bench.runtime import Runtime
+from overopt_bench.sessions import read_sessions, session_differences
 from overopt_bench.types import Suite
 from overopt_bench.weights import Repo, Weights, digest
 
@@ -94,7 +95,7 @@ def describe_run(folder: Path) -> Diagnosis:
         )
     if sessions:
         found.lines.append("versions  " + "  ".join(f"{k} {v}" for k, v in sessions[-1].get("versions", {}).items()))
-    found.lines += differences(sessions)
+    found.lines += [f"changed   {name}: {values}" for name, values in session_differences(sessions)]
     return found
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_runs import write_run
 
 import overopt_bench
 from overopt_bench import api, cli, prepare
@@ -258,3 +259,41 @@ def test_help_does_not_import_torch() -> None:
 def test_the_module_can_be_run() -> None:
     done = subprocess.run([sys.executable, "-m", "overopt_bench", "rum"], check=False, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_doctor_tells_how_a_run_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record of schema 1, gone on with on another machine."""
+    folder = write_run(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    first = {
+        "versions": {"torch": "2.4"},
+        "hardware": {"threads": 2, "processes": 1},
+        "git": "abc",
+        "started": "monday",
+    }
+    content["config"] |= {"model": None, "precision": "float32"}
+    (folder / "config.json").write_text(json.dumps({**content, "provenance": first}))
+    second = {**first, "hardware": {"threads": 4, "processes": 1}, "started": "tuesday", "queries": 128}
+    (folder / "sessions.jsonl").write_text(json.dumps(second) + "\n{half")
+    assert cli.main(["doctor", str(folder)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "run       ddpo on aesthetic, gold human, seed 0" in out
+    assert "session 1 from 0 queries, monday: threads 2, processes 1, revision abc" in out
+    assert "session 2 from 128 queries, tuesday: threads 4, processes 1, revision abc" in out
+    assert [line for line in out if ", was " in line] == ["session 2: hardware.threads 4, was 2"]
+
+
+def test_doctor_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_sweep_of_several_processes_ends_together(
+    train: FakeTrain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that failed alone must not begin the next run while the others are still in this one; one speaks."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    train.error = RunError("died")
+    assert cli.main(SWEEP) == 1
+    assert len(train.calls) == 1 and capsys.readouterr().out == ""

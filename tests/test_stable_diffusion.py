@@ -15,9 +15,9 @@ from diffusers import AutoPipelineForText2Image, DDIMScheduler
 from overopt_bench import cli
 from overopt_bench.errors import UserError
 from overopt_bench.policy import DiffusionPolicy
-from overopt_bench.provenance import read_sessions
 from overopt_bench.registry import get_suite
 from overopt_bench.runtime import Runtime
+from overopt_bench.sessions import read_sessions
 
 SMALL = ["--num-steps", "3", "--budget", "8", "--eval-points", "2", "--eval-images", "4", "--device", "cpu"]
 RUN = ["run", "--algo", "ddpo", "--proxy", "aesthetic"]

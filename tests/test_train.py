@@ -19,9 +19,10 @@ from PIL import Image
 
 from overopt_bench import api, cli, train
 from overopt_bench.config import resolve
-from overopt_bench.errors import RunError, Stopped
-from overopt_bench.evaluate import diversity, image_noise
-from overopt_bench.registry import rewards
+from overopt_bench.errors import RunError, Stopped, UserError
+from overopt_bench.evaluate import Evaluator, diversity, image_noise
+from overopt_bench.registry import algorithms, rewards
+from overopt_bench.sessions import read_sessions
 
 SMALL = {"suite": "mini", "budget": 96, "eval_points": 3, "eval_images": 4, "num_steps": 3}
 SHORT = {"budget": 32, "eval_points": 2}  # one round, where no test asks for more
@@ -73,6 +74,7 @@ def test_a_complete_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     before = (folder / "metrics.jsonl").read_bytes()
     run(tmp_path, **SHORT)
     assert (folder / "metrics.jsonl").read_bytes() == before and "is complete" in capsys.readouterr().out
+    assert [session["queries"] for session in read_sessions(folder)] == [0]
 
 
 def test_a_run_that_fails_at_once_speaks_of_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +104,71 @@ def test_a_reward_that_turns_nan_fails_the_run_and_keeps_the_checkpoint(
     assert list((folder / "checkpoint").glob("*.pt"))
     monkeypatch.undo()
     assert events(run(tmp_path))[-1]["queries"] == 96  # mended, it goes on to the end
+
+
+@pytest.mark.parametrize(("error", "state"), [(UserError("no more"), "failed"), (KeyError("x"), "failed")])
+def test_every_failure_says_so_and_keeps_what_was_done(
+    error: Exception, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third round; the state after the second is saved though no evaluation was near, and the end is the same."""
+    cls: Any = algorithms.get("ddpo")
+    step, calls = cls.step, [0]
+
+    def failing(self: Any) -> dict[str, float]:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise error
+        return dict(step(self))
+
+    whole = run(tmp_path / "whole", eval_points=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(cls, "step", failing)
+        with pytest.raises(type(error)):
+            run(tmp_path / "cut", eval_points=2)
+    (file,) = (tmp_path / "cut").rglob("status.json")
+    status = json.loads(file.read_text())
+    assert (status["state"], status["queries"]) == (state, 64) and str(error) in status["reason"]
+    assert not list(file.parent.glob(".heartbeat"))
+    assert events(run(tmp_path / "cut", eval_points=2)) == events(whole)
+    assert [session["queries"] for session in read_sessions(file.parent)] == [0, 64]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls: Any = algorithms.get("ddpo")
+    step = cls.step
+
+    def breaking(self: Any) -> dict[str, float]:
+        metrics = dict(step(self))
+        next(iter(self.ctx.policy.trainable())).data.fill_(math.nan)
+        return metrics
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cls, "step", breaking)
+        with pytest.raises(RunError, match="nan"):
+            run(tmp_path, eval_points=2)
+    checkpoints = list(tmp_path.rglob("*.pt"))
+    assert [path.name for path in checkpoints] == ["000000000.pt"]
+    assert events(run(tmp_path, eval_points=2))[-1]["queries"] == 96
+
+
+def test_a_stop_in_an_evaluation_gives_it_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its first split; the state before it is saved and the resumed run repeats it."""
+    call, calls = Evaluator.__call__, [0]
+
+    def stopping(self: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            sample = self.policy.sample
+            monkeypatch.setattr(self.policy, "sample", lambda *a, **k: (sample(*a, **k), signal.raise_signal(2))[0])
+        return call(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "__call__", stopping)
+        with pytest.raises(Stopped):
+            run(tmp_path / "cut")
+    (file,) = (tmp_path / "cut").rglob("status.json")
+    assert json.loads(file.read_text()) == {"state": "interrupted", "queries": 64, "reason": "stopped by SIGINT"}
+    assert events(run(tmp_path / "cut")) == events(run(tmp_path / "whole"))
 
 
 def command(out: Path, algo: str) -> list[str]:
