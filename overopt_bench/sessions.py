@@ -43,7 +43,7 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
         lines = (folder / SESSIONS).read_bytes().splitlines()
     except OSError:
         lines = []
-    sessions = [first] if isinstance(first, dict) and first else []
+    sessions = [{"queries": 0, **first}] if isinstance(first, dict) and first else []
     return sessions + [session for line in lines if (session := parsed_line(line))]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import re
 from pathlib import Path
 
 from overopt_bench.errors import UserError
@@ -76,9 +75,6 @@ def _narrow(raw: bytes) -> str | None:
 
 
 def csv_text(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: OWASP's advice is an apostrophe before what could begin one.
-
-    Line breaks become spaces, since some readers begin a new row even at those within a cell.
-    """
+    """Text that no spreadsheet takes for a formula: OWASP's advice is an apostrophe before what could begin one."""
     formula = text.startswith("\t") or text.lstrip().startswith(("=", "+", "-", "@"))
-    return ("'" if formula else "") + re.sub(r"[\r\n]+", " ", text)
+    return f"'{text}" if formula else text

@@ -280,7 +280,9 @@ def test_doctor_tells_how_a_run_was_made(tmp_path: Path, capsys: pytest.CaptureF
     assert "run       ddpo on aesthetic, gold human, seed 0" in out
     assert "session 1 from 0 queries, monday: threads 2, processes 1, revision abc" in out
     assert "session 2 from 128 queries, tuesday: threads 4, processes 1, revision abc" in out
-    assert [line for line in out if ", was " in line] == ["session 2: hardware.threads 4, was 2"]
+    assert [line for line in out if line.startswith("changed")] == [
+        "changed   hardware.threads: 2, then 4 from query 128"
+    ]
 
 
 def test_doctor_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from overopt_bench import cli
 from overopt_bench.config import resolve
 from overopt_bench.errors import UserError
 from overopt_bench.registry import get_suite
+from overopt_bench.sessions import read_sessions
 from overopt_bench.suites.loading import hub_patterns
 
 SD, XL = "stable-diffusion-v1-4", "stable-diffusion-xl-base-1.0"
@@ -69,7 +69,7 @@ def test_shards_are_read_hashed_and_guarded(
     words = [*RUN, "--model", str(model), "--weights", str(tiny_weights), "--out", str(tmp_path / "out")]
     assert cli.main(words) == 0
     (config,) = (tmp_path / "out").glob("sd-*/*/*/*/config.json")
-    weights = json.loads(config.read_text())["provenance"]["weights"]
+    weights = read_sessions(config.parent)[0]["weights"]
     expected = {f"unet/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
     assert {k: v for k, v in weights.items() if k.startswith("unet/")} == expected
     assert weights.keys() - expected.keys() == PLAIN - {"unet/diffusion_pytorch_model.safetensors"}
@@ -215,7 +215,7 @@ def test_a_folder_is_a_folder(
     words = [*RUN, "--model", spelling.format(tmp_path), "--weights", "w@1", "--out", "out"]
     assert cli.main(words) == 0
     (config,) = (tmp_path / "out").glob("sd-*/*/*/*/config.json")
-    assert json.loads(config.read_text())["provenance"]["weights"].keys() == PLAIN
+    assert read_sessions(config.parent)[0]["weights"].keys() == PLAIN
 
 
 @pytest.mark.parametrize(

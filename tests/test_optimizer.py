@@ -81,7 +81,7 @@ class Beside(World):
     def __init__(self) -> None:
         super().__init__(0, 2)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         for p in parameters:
             assert p.grad is not None
             p.grad += float("nan")

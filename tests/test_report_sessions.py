@@ -27,7 +27,7 @@ def test_both_schemas_are_read_and_belong_together(tmp_path: Path) -> None:
     write_run(tmp_path, "ddpo", seed=0)
     write_run(tmp_path, "ddpo", seed=1, sessions=[FIRST, resumed(200)])
     old, new = find_runs([tmp_path])
-    assert old.sessions == [PROVENANCE] and old.provenance == PROVENANCE
+    assert old.sessions == [{"queries": 0, **PROVENANCE}] and old.provenance == old.sessions[0]
     assert new.sessions == [FIRST, resumed(200)] and new.provenance == FIRST
     (group,) = group_runs([old, new])
     assert len(group.runs) == 2

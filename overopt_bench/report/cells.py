@@ -47,7 +47,7 @@ def write(table: pd.DataFrame, folder: Path, name: str) -> None:
     """Writes CSV, Markdown and LaTeX of one table, each with all text made literal."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = numbers(table).map(_defused)
-    plain.columns = [csv_text(str(column)) for column in plain.columns]
+    plain.columns = [_defused(str(column)) for column in plain.columns]
     plain.to_csv(folder / f"{name}.csv", index=False)
     rows = [[*table.columns], *(list(row) for row in table.itertuples(index=False))]
     markdown = [f"| {' | '.join(_formatted(cell, markdown_text) for cell in row)} |" for row in rows]
@@ -59,7 +59,8 @@ def write(table: pd.DataFrame, folder: Path, name: str) -> None:
 
 
 def _defused(value: Any) -> Any:
-    return csv_text(value) if isinstance(value, str) else value
+    """A cell on one line, for some readers begin a new row even at line breaks within a cell."""
+    return csv_text(re.sub(r"[\r\n]+", " ", value)) if isinstance(value, str) else value
 
 
 def _formatted(cell: Cell, text: Callable[[str], str], number: Callable[[str], str] = str) -> str:
