@@ -236,6 +236,15 @@ def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.C
     assert "[tiny; differentiable; reads the prompt; no encoder" in text and "gold=truth  num_steps=4" in text
 
 
+def test_list_says_everything_once_and_in_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    notes = [line for line in text.splitlines() if "changes no result" in line]
+    assert len(notes) > 5 and all(line.count("memory") == 1 for line in notes if " micro_batch=" in line)
+    presets = text.partition("\npresets\n")[2].splitlines()
+    assert len(presets) > 4 and all(line.endswith(".") for line in presets)
+
+
 def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
     names = [command.__name__ for command in cli.COMMANDS]
     assert names == ["run", "report", "list", "sweep", "eval", "sample", "score", "bench", "doctor"]
