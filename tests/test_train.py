@@ -77,12 +77,15 @@ def test_a_complete_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [session["queries"] for session in read_sessions(folder)] == [0]
 
 
-def test_a_run_that_fails_at_once_speaks_of_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_at_once_keeps_the_checkpoint_that_it_speaks_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         rewards.get("aesthetic", "mini"), "__call__", lambda self, images, _: images[:, 0, 0, 0] * float("nan")
     )
-    with pytest.raises(RunError, match=r"stopped at 0 queries, nothing was saved yet$"):
+    with pytest.raises(RunError, match=r"stopped at 0 queries, the last good checkpoint is kept in"):
         run(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["000000000.pt"]
 
 
 def test_a_reward_that_turns_nan_fails_the_run_and_keeps_the_checkpoint(
@@ -144,7 +147,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patched:
         patched.setattr(cls, "step", breaking)
-        with pytest.raises(RunError, match="nan"):
+        with pytest.raises(RunError, match="not finite"):
             run(tmp_path, eval_points=2)
     checkpoints = list(tmp_path.rglob("*.pt"))
     assert [path.name for path in checkpoints] == ["000000000.pt"]
