@@ -79,7 +79,7 @@ def test_a_quoted_cell_may_hold_line_ends_and_quotes(tmp_path: Path) -> None:
         ("a.txt", "狐\n".encode("big5"), "is not UTF-8"),
         ("a.txt", b"\xb0\x81\n", "its encoding is not known"),
         ("a.txt", "狐".encode()[:-1], "ends within a character"),
-        ("a.txt", gzip.compress(b"fox"), "the file is gzip, not text"),
+        ("a.txt", gzip.compress(b"fox", mtime=0), "the file is gzip, not text"),
         ("a.txt", b"fox\0face\n", "NUL"),
         ("a.csv.gz", b"", r"no kind of prompt file '\.gz'; allowed: \.csv, \.json, \.jsonl, \.ndjson, \.tsv, \.txt"),
         ("a.parquet", b"PAR1", r"no kind of prompt file '\.parquet'"),
