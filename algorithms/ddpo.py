@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
-from overopt_bench.moments import moments
+from overopt_bench.compute.moments import moments
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, TrainContext
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from overopt_bench.moments import standardise
+from overopt_bench.compute.moments import standardise
 from overopt_bench.types import AlgorithmParams, TrainContext
 
 Reduction = Literal["mean", "sum"]

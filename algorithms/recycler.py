@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.neurons import DormantRecord, ResetMode, choose_units, dormant_mask, reset_units
+from overopt_bench.algorithms.neurons import DormantRecord, ResetMode, choose_units, dormant_mask, reset_units
 
 
 class Recycler:

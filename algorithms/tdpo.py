@@ -11,7 +11,7 @@ from torch import Tensor
 from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.algorithms.recycler import Recycler
-from overopt_bench.moments import moments, standardise
+from overopt_bench.compute.moments import moments, standardise
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from overopt_bench.algorithms.neurons import ResetMode
 from overopt_bench.algorithms.tdpo import TDPO, TDPOParams
-from overopt_bench.neurons import ResetMode
 from overopt_bench.registry import register_algorithm
 
 

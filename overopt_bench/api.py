@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overopt_bench import options as o
+from overopt_bench.commands import options as o
 
 if TYPE_CHECKING:
+    from overopt_bench.commands.settings import Options
     from overopt_bench.config import RunConfig
-    from overopt_bench.prepare import Options
 
 
 def run(
@@ -34,8 +34,8 @@ def run(
 
     Returns the run folder, OUT/SUITE/PROXY/ALGO/seedN[-TAG].
     """
+    from overopt_bench.commands.settings import make_runtime, probe, read_options
     from overopt_bench.config import parse_set
-    from overopt_bench.prepare import make_runtime, probe, read_options
 
     given = {
         "gold": gold, "suite": suite, "budget": budget, "budget_unit": budget_unit, "num_steps": num_steps,
@@ -65,9 +65,9 @@ def sweep(
 
     One after the other. --set lr=1e-4 is for all algorithms, --set ddpo.lr=1e-4 for one. Returns the run folders.
     """
+    from overopt_bench.commands.settings import make_runtime, probe, read_options
+    from overopt_bench.commands.sweep import pairs_for, parse_names, parse_seeds, run_all
     from overopt_bench.config import parse_set
-    from overopt_bench.prepare import make_runtime, probe, read_options
-    from overopt_bench.sweep import pairs_for, parse_names, parse_seeds, run_all
 
     given = {
         "gold": gold, "suite": suite, "budget": budget, "budget_unit": budget_unit, "eval_points": eval_points,
@@ -101,7 +101,7 @@ def report(results: o.Results = None, reference: o.Reference = False, out: o.Rep
 
 def list(what: o.What = None) -> str:
     """Show algorithms, rewards and suites, and all parameters."""
-    from overopt_bench.listing import describe
+    from overopt_bench.commands.list import describe
 
     text = describe(what)
     print(text)
@@ -116,9 +116,9 @@ def sample(
 
     With the sampler of the run; the noise depends on seed, prompt and index. Returns the files.
     """
-    from overopt_bench.draw import draw
+    from overopt_bench.commands.sample import draw
+    from overopt_bench.commands.settings import make_runtime
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.prepare import make_runtime
 
     load_plugins(plugin)
     files = draw(Path(run), prompt, count, seed, Path(out), make_runtime(device, weights))
@@ -135,9 +135,9 @@ def eval(
     On the same noise; on the held-out prompts and with the suite's rewards where none is given. Returns the table, a
     pandas ``DataFrame``.
     """
-    from overopt_bench.assess import assess
+    from overopt_bench.commands.eval import assess
+    from overopt_bench.commands.settings import make_runtime
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.prepare import make_runtime
 
     load_plugins(plugin)
     table = assess(Path(run), prompt or (), reward or (), count, seed, make_runtime(device, weights))
@@ -154,11 +154,11 @@ def score(
     Through the reward's official transform, else brought to the suite's image size. A file that cannot be read is
     named once the others are scored. Returns the table, a pandas ``DataFrame``.
     """
+    from overopt_bench.commands.score import score as ask
+    from overopt_bench.commands.settings import choose_suite, make_runtime
     from overopt_bench.errors import RunError
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.prepare import choose_suite, make_runtime
     from overopt_bench.registry import get_suite
-    from overopt_bench.score import score as ask
 
     load_plugins(plugin)
     runtime = make_runtime(device, weights)
@@ -176,8 +176,8 @@ def bench(
     attention: o.Attention = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure speed as ratios to the network passes alone."""
-    from overopt_bench.bench import bench as measure
-    from overopt_bench.prepare import choose_suite, make_runtime
+    from overopt_bench.commands.bench import bench as measure
+    from overopt_bench.commands.settings import choose_suite, make_runtime
 
     runtime = make_runtime(device, weights, micro_batch=micro_batch, compile=compile, attention=attention)
     name, reason = choose_suite(suite, runtime.weights, model)
@@ -194,9 +194,9 @@ def doctor(
     And whether disk and GPU hold it, and what a run takes. Of a run folder: how it was made, on which machines and with
     which versions. Returns a ``doctor.Diagnosis``; fails where a default run of the suite could not start.
     """
-    from overopt_bench.doctor import describe_run, diagnose
+    from overopt_bench.commands.doctor import describe_run, diagnose
+    from overopt_bench.commands.settings import choose_suite, make_runtime
     from overopt_bench.errors import RunError
-    from overopt_bench.prepare import choose_suite, make_runtime
 
     if run is not None:
         found = describe_run(Path(run))
@@ -225,7 +225,7 @@ def _announce(options: Options, configs: builtins.list[RunConfig]) -> None:
 def _start(
     config: RunConfig, options: Options, out: Path, tracker: str | None = None, take_over: bool = False
 ) -> Path:  # fmt: skip
-    from overopt_bench import train
+    from overopt_bench.training import loop as train
 
     return train.run(
         config, out=Path(out), runtime=options.runtime, plugins=options.plugins, tracker=tracker, take_over=take_over

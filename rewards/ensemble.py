@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from overopt_bench.compute.moments import moments
 from overopt_bench.errors import UserError
-from overopt_bench.moments import moments
 from overopt_bench.registry import get_reward, register_derived_reward, rewards
 from overopt_bench.types import Reward, Suite
 

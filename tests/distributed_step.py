@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from overopt_bench.assembly import assemble
+from overopt_bench.compute.processes import World, join_world
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import resolve
 from overopt_bench.plugins import load_plugin
 from overopt_bench.registry import get_reward, get_suite
-from overopt_bench.runtime import Runtime
-from overopt_bench.world import World, join_world
+from overopt_bench.training.build import assemble
 
 README = Path(__file__).parent.parent / "README.md"
 # by a name of its own: the algorithm and its settings; of_one leaves a second process without a share

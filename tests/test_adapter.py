@@ -13,10 +13,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from overopt_bench import cli, train
-from overopt_bench.policy import LORA_TARGETS, DiffusionPolicy
+from overopt_bench import cli
+from overopt_bench.diffusion.policy import LORA_TARGETS, DiffusionPolicy
 from overopt_bench.registry import get_suite
 from overopt_bench.suites.mini import WEIGHTS
+from overopt_bench.training import loop as train
 
 RUN = [
     "run", "--algo", "ddpo", "--proxy", "aesthetic", "--suite", "mini", "--device", "cpu", "--num-steps", "3", "--budget", "16",

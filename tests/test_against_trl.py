@@ -43,7 +43,7 @@ from toy_policy import context
 from overopt_bench.algorithms.alignprop import AlignProp
 from overopt_bench.algorithms.ddpo import DDPO
 from overopt_bench.algorithms.ppo import PolicyUpdater
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
 from overopt_bench.suites.mini import WEIGHTS
 from overopt_bench.types import TrainContext

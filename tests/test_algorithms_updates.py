@@ -18,7 +18,7 @@ from overopt_bench.algorithms.alignprop import AlignProp
 from overopt_bench.algorithms.best_of_n import BestOfN
 from overopt_bench.algorithms.ddpo import DDPO
 from overopt_bench.algorithms.ppo import draw_epoch_prompts
-from overopt_bench.optimizer import Optimizer
+from overopt_bench.compute.optimizer import Optimizer
 
 
 def ddpo(*, policy: ToyPolicy | None = None, left: int = 10**9, **params: Any) -> DDPO:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from overopt_bench import bench as module
-from overopt_bench.assembly import Assembly, assemble
+from overopt_bench.commands import bench as module
+from overopt_bench.compute.processes import World
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import resolve
 from overopt_bench.registry import get_reward, get_suite
-from overopt_bench.runtime import Runtime
-from overopt_bench.world import World
+from overopt_bench.training.build import Assembly, assemble
 
 PARAMS: dict[str, dict[str, Any]] = {
     "ddpo": {"samples_per_epoch": 6, "images_per_prompt": 1},

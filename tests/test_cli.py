@@ -15,7 +15,8 @@ import pytest
 from fake_runs import write_run
 
 import overopt_bench
-from overopt_bench import api, cli, prepare
+from overopt_bench import api, cli
+from overopt_bench.commands import settings as prepare
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import RunError, UserError
 
@@ -36,7 +37,7 @@ SWEEP = [
 
 
 class FakeTrain:
-    """Stands for ``overopt_bench.train``: notes what it was given and writes a complete run."""
+    """Stands for ``overopt_bench.training.loop``: notes what it was given and writes a complete run."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[RunConfig, dict[str, Any]]] = []
@@ -56,7 +57,7 @@ class FakeTrain:
 @pytest.fixture
 def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     fake = FakeTrain()
-    monkeypatch.setitem(sys.modules, "overopt_bench.train", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "overopt_bench.training.loop", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(overopt_bench, "train", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OVEROPT_BENCH_DEBUG", raising=False)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from overopt_bench import conditioning
-from overopt_bench.conditioning import PromptEncoder
+from overopt_bench.diffusion import prompts as conditioning
+from overopt_bench.diffusion.prompts import PromptEncoder
 from overopt_bench.registry import get_suite
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import (
     RunConfig,
     parse_set,
@@ -18,8 +19,7 @@ from overopt_bench.config import (
 )
 from overopt_bench.errors import UserError
 from overopt_bench.plugins import Plugin
-from overopt_bench.provenance import resume_command
-from overopt_bench.runtime import Runtime
+from overopt_bench.recording.provenance import resume_command
 
 pytestmark = pytest.mark.usefixtures("tiny")
 GIVEN: dict[str, Any] = {"algo": "climb", "proxy": "darkness", "suite": "tiny"}

@@ -11,10 +11,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from overopt_bench import meter as module
-from overopt_bench.costs import Costs, costs, run_flops
 from overopt_bench.errors import UserError
-from overopt_bench.meter import build_unet, build_vae, measure, unet_inputs
+from overopt_bench.sizing import flops as module
+from overopt_bench.sizing.costs import Costs, costs, run_flops
+from overopt_bench.sizing.flops import build_unet, build_vae, measure, unet_inputs
 from overopt_bench.suites.architectures import ARCHITECTURES
 
 TINY = {

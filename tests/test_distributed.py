@@ -17,7 +17,7 @@ import torch
 from distributed_step import SETTINGS
 from launching import ENVIRONMENT, LAUNCH
 
-from overopt_bench.sessions import read_sessions
+from overopt_bench.recording.sessions import read_sessions
 
 HERE = Path(__file__).parent
 RUN = [

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from overopt_bench import api, cli, train
+from overopt_bench import api, cli
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import UserError
-from overopt_bench.evaluate import Evaluator
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.evaluation.evaluator import Evaluator
 from overopt_bench.registry import get_reward, get_suite
 from overopt_bench.rewards.ensemble import Ensemble
 from overopt_bench.seeding import stable_seed
+from overopt_bench.training import loop as train
 
 MEMBERS = ("aesthetic", "pickscore")
 RUN = [

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from overopt_bench import train
 from overopt_bench.config import resolve
 from overopt_bench.errors import UserError
 from overopt_bench.registry import algorithms, rewards
+from overopt_bench.training import loop as train
 
 PAIRS = [(a, r) for a in algorithms.names() for r in rewards.names("mini") if r != "human"]
 

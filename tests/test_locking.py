@@ -15,10 +15,10 @@ from typing import Any
 import filelock
 import pytest
 
-from overopt_bench import locking
 from overopt_bench.cli import main
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.locking import RunLock
+from overopt_bench.recording import locking
+from overopt_bench.recording.locking import RunLock
 
 HELD = (OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), NotImplementedError("no flock here"))
 

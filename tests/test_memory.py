@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from overopt_bench.costs import Costs, costs
+from overopt_bench.diffusion.policy import MICRO_BATCH
 from overopt_bench.errors import UserError
-from overopt_bench.memory import (
+from overopt_bench.presets import read_presets
+from overopt_bench.registry import algorithms, get_reward, get_suite
+from overopt_bench.sizing.costs import Costs, costs
+from overopt_bench.sizing.micro_batch import (
     HEADROOM,
     Needs,
     choose,
@@ -20,9 +23,6 @@ from overopt_bench.memory import (
     pipeline_costs,
     weight_bytes,
 )
-from overopt_bench.policy import MICRO_BATCH
-from overopt_bench.presets import read_presets
-from overopt_bench.registry import algorithms, get_reward, get_suite
 from overopt_bench.suites.architectures import ARCHITECTURES
 
 REWARDS = 8e9  # bytes on the card, more than any two of the published rewards

@@ -16,8 +16,8 @@ from tiny_checkpoints import edited
 from overopt_bench import cli
 from overopt_bench.config import resolve
 from overopt_bench.errors import UserError
+from overopt_bench.recording.sessions import read_sessions
 from overopt_bench.registry import get_suite
-from overopt_bench.sessions import read_sessions
 from overopt_bench.suites.loading import hub_patterns
 
 SD, XL = "stable-diffusion-v1-4", "stable-diffusion-xl-base-1.0"

@@ -12,8 +12,8 @@ from toy_policy import ToyPolicy, context
 from overopt_bench.algorithms.ddpo import DDPO
 from overopt_bench.algorithms.ppo import PerPromptStats, zero_spread_share
 from overopt_bench.algorithms.tdpo import TDPO
+from overopt_bench.compute.moments import moments, standardise
 from overopt_bench.errors import UserError
-from overopt_bench.moments import moments, standardise
 from overopt_bench.rewards.ensemble import Mean
 from overopt_bench.types import Reward
 

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.neurons import DormantRecord, choose_units, dormant_mask, dormant_scores, persistence, reset_units
+from overopt_bench.algorithms.neurons import (
+    DormantRecord,
+    choose_units,
+    dormant_mask,
+    dormant_scores,
+    persistence,
+    reset_units,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "dormant.npz")
 

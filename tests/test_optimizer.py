@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from overopt_bench import cli
-from overopt_bench.optimizer import MAX_SKIPPED, Optimizer
-from overopt_bench.world import World
+from overopt_bench.compute.optimizer import MAX_SKIPPED, Optimizer
+from overopt_bench.compute.processes import World
 
 
 def make(scaled: bool = False, world: World | None = None, max_grad_norm: float = 1.0) -> Optimizer:

@@ -15,7 +15,7 @@ from tiny_checkpoints import edited, unet
 
 from overopt_bench import cli
 from overopt_bench.config import resolve
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
 
 SD, XL = "stable-diffusion-v1-4", "stable-diffusion-xl-base-1.0"

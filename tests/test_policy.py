@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
 from overopt_bench.suites.mini import WEIGHTS
 

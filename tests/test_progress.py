@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from overopt_bench import progress as module
 from overopt_bench.config import resolve
-from overopt_bench.progress import Progress
+from overopt_bench.training import progress as module
+from overopt_bench.training.progress import Progress
 
 
 class Spent:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fake_runs import write_run
 
-from overopt_bench import train
 from overopt_bench.config import resolve
 from overopt_bench.plugins import load_plugin
 from overopt_bench.report import build_report
+from overopt_bench.training import loop as train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

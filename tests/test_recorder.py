@@ -14,8 +14,8 @@ from PIL import Image
 
 from overopt_bench.config import RunConfig, resolve
 from overopt_bench.errors import UserError
-from overopt_bench.recorder import Recorder
-from overopt_bench.sessions import read_sessions
+from overopt_bench.recording.recorder import Recorder
+from overopt_bench.recording.sessions import read_sessions
 
 
 def config(**changes: Any) -> RunConfig:

@@ -17,9 +17,9 @@ from overopt_bench.report import build_report
 from overopt_bench.report.cells import write
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import find_runs
+from overopt_bench.report.statistics import Estimate
 from overopt_bench.report.tables import overoptimization_table, summary_table
 from overopt_bench.report.verdicts import verdicts
-from overopt_bench.stats import Estimate
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from overopt_bench.report.escape import file_name, latex_text, markdown_text
 from overopt_bench.report.filmstrip import filmstrips
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import find_runs
-from overopt_bench.stats import Estimate
+from overopt_bench.report.statistics import Estimate
 from overopt_bench.text import csv_text
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from fake_runs import PROVENANCE, write_run
 
+from overopt_bench.recording.sessions import session_differences
 from overopt_bench.report import build_report
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import find_runs
-from overopt_bench.sessions import session_differences
 
 FIRST: dict[str, Any] = {
     "queries": 0, "started": "2026-01-01T00:00:00+00:00", "versions": {"torch": "2.4.0", "peft": "0.15"},

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from overopt_bench import api, cli
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_reward, get_suite
 from overopt_bench.seeding import stable_seed
 from overopt_bench.suites.mini import WEIGHTS

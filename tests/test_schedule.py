@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
+from overopt_bench.diffusion.schedule import Schedule, make_schedule
 from overopt_bench.errors import UserError
-from overopt_bench.schedule import Schedule, make_schedule
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BY_HAND = {"trained_betas": [0.1, 0.2, 0.3, 0.4], "num_train_timesteps": 4}  # alphas .9 .72 .504 .3024

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from overopt_bench import cli
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import resolve
 from overopt_bench.errors import UserError
 from overopt_bench.plugins import Plugin
-from overopt_bench.provenance import resume_command
-from overopt_bench.runtime import Runtime
+from overopt_bench.recording.provenance import resume_command
 from overopt_bench.shell import command_line
 from overopt_bench.weights import Repo
 

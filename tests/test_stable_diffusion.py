@@ -13,11 +13,11 @@ import torch
 from diffusers import AutoPipelineForText2Image, DDIMScheduler
 
 from overopt_bench import cli
+from overopt_bench.compute.runtime import Runtime
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import UserError
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.recording.sessions import read_sessions
 from overopt_bench.registry import get_suite
-from overopt_bench.runtime import Runtime
-from overopt_bench.sessions import read_sessions
 
 SMALL = ["--num-steps", "3", "--budget", "8", "--eval-points", "2", "--eval-images", "4", "--device", "cpu"]
 RUN = ["run", "--algo", "ddpo", "--proxy", "aesthetic"]
@@ -185,7 +185,7 @@ def test_micro_batches_checkpointing_and_attention_change_no_gradient(suite: str
 
 def test_float16_gradients_survive_by_scaling(tiny_weights: Path) -> None:
     """A loss of DDPO's size, divided by latent and batch: scaled, float16's gradient is float32's; unscaled it is lost."""
-    from overopt_bench.optimizer import Optimizer
+    from overopt_bench.compute.optimizer import Optimizer
 
     seen = {}
     for precision, scaled in (("float32", False), ("float16", True), ("float16", False)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from overopt_bench import stats
+from overopt_bench.report import statistics as stats
 
 
 def test_interval_over_seeds_covers_the_truth_as_often_as_it_says() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from launching import ENVIRONMENT, LAUNCH
 
-from overopt_bench.sessions import read_sessions
+from overopt_bench.recording.sessions import read_sessions
 
 RUN = [
     "-m", "overopt_bench", "run", "--algo", "ddpo", "--proxy", "slow", "--suite", "mini", "--device", "cpu", "--plugin",

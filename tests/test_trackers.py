@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from overopt_bench import train
 from overopt_bench.cli import main
 from overopt_bench.config import RunConfig, resolve
 from overopt_bench.errors import Stopped
-from overopt_bench.trackers import open_tracker
+from overopt_bench.recording.trackers import open_tracker
+from overopt_bench.training import loop as train
 
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 GIVEN = {

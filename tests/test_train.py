@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from overopt_bench import api, cli, train
+from overopt_bench import api, cli
 from overopt_bench.config import resolve
 from overopt_bench.errors import RunError, Stopped, UserError
-from overopt_bench.evaluate import Evaluator, diversity, image_noise
+from overopt_bench.evaluation.evaluator import Evaluator, diversity, image_noise
+from overopt_bench.recording.sessions import read_sessions
 from overopt_bench.registry import algorithms, rewards
-from overopt_bench.sessions import read_sessions
+from overopt_bench.training import loop as train
 
 SMALL = {"suite": "mini", "budget": 96, "eval_points": 3, "eval_images": 4, "num_steps": 3}
 SHORT = {"budget": 32, "eval_points": 2}  # one round, where no test asks for more

@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from overopt_bench.transition import Transition, ddim_transition
+from overopt_bench.diffusion.ddim import ddim_transition
+from overopt_bench.types.transition import Transition
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "ddim.npz")
 ETAS = list(enumerate(GOLDEN["eta"].tolist()))

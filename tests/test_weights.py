@@ -13,11 +13,11 @@ from huggingface_hub import constants
 
 from overopt_bench import cli
 from overopt_bench.errors import UserError
+from overopt_bench.recording.sessions import read_sessions
 from overopt_bench.registry import get_suite
 from overopt_bench.rewards.clip import CLIP_L, PICKSCORE
 from overopt_bench.rewards.hpsv2 import HPS_V2
 from overopt_bench.rewards.imagereward import IMAGEREWARD
-from overopt_bench.sessions import read_sessions
 from overopt_bench.suites.stable_diffusion import SD14
 from overopt_bench.weights import Repo, Weights, digest
 

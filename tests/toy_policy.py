@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from overopt_bench.transition import Transition
+from overopt_bench.compute.processes import World
 from overopt_bench.types import TrainContext, Trajectory
-from overopt_bench.world import World
+from overopt_bench.types.transition import Transition
 
 PROMPTS = ("ant", "bee", "cat", "dog")
 

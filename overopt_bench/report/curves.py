@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from overopt_bench.report.groups import Group
 from overopt_bench.report.layout import label_x, legend, legend_label, panels_per_proxy, style
 from overopt_bench.report.load import Run
-from overopt_bench.stats import Array
+from overopt_bench.report.statistics import Array
 
 BANDS = "bands: least and greatest seed; without a band: a single seed"
 MEANS = "means over seeds at equal queries"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from overopt_bench.report.filmstrip import Still
 from overopt_bench.report.groups import Group
 from overopt_bench.report.layout import legend, panels, style
-from overopt_bench.stats import Array
+from overopt_bench.report.statistics import Array
 
 LAYER_LINES = ("-", "--", "-.", ":")
 

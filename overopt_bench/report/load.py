@@ -12,8 +12,8 @@ import numpy as np
 
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
-from overopt_bench.sessions import parsed_line, read_json_bytes, read_sessions
-from overopt_bench.stats import Array
+from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
+from overopt_bench.report.statistics import Array
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
 COMMITTED = ("reference", "search")  # folders of the repository's own records within ``results``

@@ -16,13 +16,13 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from overopt_bench.recording.sessions import session_differences
 from overopt_bench.report.cells import show
 from overopt_bench.report.groups import Group
 from overopt_bench.report.layout import COLOURS, style
 from overopt_bench.report.load import Run
 from overopt_bench.report.reference import other_parameters
 from overopt_bench.report.verdicts import Finding, Verdict
-from overopt_bench.sessions import session_differences
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -10,7 +10,7 @@ import pandas as pd
 from overopt_bench.report.cells import Cell
 from overopt_bench.report.groups import REFERENCES, Group
 from overopt_bench.report.load import Run
-from overopt_bench.stats import (
+from overopt_bench.report.statistics import (
     Array,
     Estimate,
     Paired,

@@ -10,8 +10,14 @@ import numpy as np
 
 from overopt_bench.report.groups import REFERENCES, Group
 from overopt_bench.report.load import Run
+from overopt_bench.report.statistics import (
+    Array,
+    cross_fitted_peak,
+    difference,
+    paired_difference,
+    probability_of_improvement,
+)
 from overopt_bench.report.tables import peak_of
-from overopt_bench.stats import Array, cross_fitted_peak, difference, paired_difference, probability_of_improvement
 
 NOTHING = "no overoptimization shown within this budget"
 ENOUGH = 3  # seeds of each algorithm below which no verdict is given

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from overopt_bench.diffusion.pipelines import latent_side, refuse_unsupported
 from overopt_bench.errors import UserError
-from overopt_bench.pipelines import latent_side, refuse_unsupported
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
 from overopt_bench.rewards.clip import CLIP_L, ClipScore, load_clip

@@ -7,7 +7,9 @@ of step ``i`` and ``latents[:, i + 1]`` its output.
 
 from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
 from overopt_bench.types.policy import Policy, Trajectory
-from overopt_bench.types.suite import Architecture, Reward, Suite, SuiteDefaults
+from overopt_bench.types.reward import Reward
+from overopt_bench.types.suite import Architecture, Suite, SuiteDefaults
+from overopt_bench.types.transition import Transition
 
 __all__ = [
     "Algorithm",
@@ -21,4 +23,5 @@ __all__ = [
     "SuiteDefaults",
     "TrainContext",
     "Trajectory",
+    "Transition",
 ]

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
-from overopt_bench.optimizer import Optimizer
+from overopt_bench.compute.optimizer import Optimizer
 from overopt_bench.types.policy import Policy
 
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor, nn
 
-from overopt_bench.transition import Transition
-from overopt_bench.world import World
+from overopt_bench.compute.processes import World
+from overopt_bench.types.transition import Transition
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from overopt_bench.transition import ddim_transition
+from overopt_bench.diffusion.ddim import ddim_transition
 
 
 class Sampler:

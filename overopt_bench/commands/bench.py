@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from overopt_bench.assembly import Assembly, assemble
-from overopt_bench.conditioning import Conditioning
+from overopt_bench.compute.processes import World
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import resolve
-from overopt_bench.evaluate import Evaluator
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
+from overopt_bench.diffusion.prompts import Conditioning
+from overopt_bench.evaluation.evaluator import Evaluator
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
-from overopt_bench.runtime import Runtime
+from overopt_bench.training.build import Assembly, assemble
 from overopt_bench.types import Reward, Suite
-from overopt_bench.world import World
 
 ROUNDS = 3
 PROXY = "aesthetic"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from overopt_bench.diffusion.schedule import prediction_of
 from overopt_bench.errors import UserError
-from overopt_bench.schedule import prediction_of
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 # of diffusers' schedulers, those for networks that are told one of N timesteps of a schedule of betas

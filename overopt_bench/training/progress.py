@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from overopt_bench.budget import Budget
 from overopt_bench.config import RunConfig
+from overopt_bench.training.budget import Budget
 
 UNITS = {
     "queries": ("query", "queries"),

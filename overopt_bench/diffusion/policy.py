@@ -13,15 +13,15 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from overopt_bench.adapter import finite, read_lora, write_lora
-from overopt_bench.conditioning import Conditioning, PromptEncoder
+from overopt_bench.compute.processes import World
+from overopt_bench.compute.runtime import ATTENTION, Runtime
+from overopt_bench.diffusion.adapter import finite, read_lora, write_lora
+from overopt_bench.diffusion.pipelines import cast, configs_of, latent_side, refuse_unsupported
+from overopt_bench.diffusion.prompts import Conditioning, PromptEncoder
+from overopt_bench.diffusion.schedule import make_schedule
 from overopt_bench.errors import UserError
-from overopt_bench.pipelines import cast, configs_of, latent_side, refuse_unsupported
-from overopt_bench.runtime import ATTENTION, Runtime
-from overopt_bench.schedule import make_schedule
-from overopt_bench.transition import Transition
 from overopt_bench.types import Trajectory
-from overopt_bench.world import World
+from overopt_bench.types.transition import Transition
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # every attention of the U-Net, as in trl's DDPO
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

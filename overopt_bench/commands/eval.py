@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from overopt_bench.budget import checked
-from overopt_bench.draw import plan, read_config, sample_images, trained_policy
+from overopt_bench.commands.sample import plan, read_config, sample_images, trained_policy
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.evaluate import Evaluator
+from overopt_bench.evaluation.evaluator import Evaluator
+from overopt_bench.evaluation.scoring import checked
 from overopt_bench.prompts.tidy import tidy
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
-from overopt_bench.runtime import Runtime
-from overopt_bench.stats import paired_difference
+from overopt_bench.report.statistics import paired_difference
 from overopt_bench.types import Reward, Suite
 
 

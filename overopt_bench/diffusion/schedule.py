@@ -10,8 +10,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from overopt_bench.diffusion.ddim import Prediction, clean_and_noise, ddim_transition
 from overopt_bench.errors import UserError
-from overopt_bench.transition import Prediction, Transition, clean_and_noise, ddim_transition
+from overopt_bench.types.transition import Transition
 
 # what is the checkpoint's, also where only the class of its scheduler or of its pipeline says it
 OWN = (

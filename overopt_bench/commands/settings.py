@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from overopt_bench.compute.runtime import ATTENTION, Runtime
 from overopt_bench.config import RunConfig, check_prompts, read_config_file, resolve
 from overopt_bench.errors import UserError, unknown_name
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
@@ -14,7 +15,6 @@ from overopt_bench.presets import read_presets
 from overopt_bench.prompts.files import read_prompt_file
 from overopt_bench.prompts.tidy import tidy
 from overopt_bench.registry import evaluated_rewards, get_suite, suites
-from overopt_bench.runtime import ATTENTION, Runtime
 
 
 def choose_suite(name: str | None, weights: Path | None = None, model: str | None = None) -> tuple[str, str]:

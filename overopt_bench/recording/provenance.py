@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from PIL import features
 
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
 from overopt_bench.plugins import Plugin
-from overopt_bench.runtime import Runtime
 from overopt_bench.shell import command_line
 from overopt_bench.types import Reward, Suite
 

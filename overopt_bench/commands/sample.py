@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from overopt_bench import memory
-from overopt_bench.adapter import adapter_file
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
+from overopt_bench.diffusion.adapter import adapter_file
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.policy import DiffusionPolicy
-from overopt_bench.recorder import atomic
+from overopt_bench.files import atomic
 from overopt_bench.registry import get_suite
-from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import stable_seed
+from overopt_bench.sizing import micro_batch
 from overopt_bench.text import csv_text
 from overopt_bench.types import Reward, Suite
 from overopt_bench.weights import digest
@@ -101,7 +101,9 @@ def trained_policy(
     if not adapter_file(run / "adapter").exists():  # before the base model is loaded
         raise UserError(f"{run} has no adapter; a run saves it at its first evaluation")
     pipeline = suite.pipeline()
-    fitting = memory.choose_sampling(pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device)
+    fitting = micro_batch.choose_sampling(
+        pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device
+    )
     policy = DiffusionPolicy(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,

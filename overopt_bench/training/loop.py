@@ -13,22 +13,22 @@ from typing import Any, TextIO
 
 import torch
 
-from overopt_bench.assembly import assemble
+from overopt_bench.compute.optimizer import MAX_SKIPPED
+from overopt_bench.compute.processes import join_world
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import DriftError, RunError, Stopped, UserError
-from overopt_bench.evaluate import Evaluator
-from overopt_bench.optimizer import MAX_SKIPPED
+from overopt_bench.evaluation.evaluator import Evaluator
 from overopt_bench.plugins import Plugin
-from overopt_bench.progress import Progress
-from overopt_bench.provenance import provenance, resume_command
-from overopt_bench.recorder import Snapshot, open_recorder
+from overopt_bench.recording.provenance import provenance, resume_command
+from overopt_bench.recording.recorder import Snapshot, open_recorder
+from overopt_bench.recording.sessions import read_sessions
+from overopt_bench.recording.trackers import NoTracker, Tracker, check_tracker, open_tracker
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
-from overopt_bench.runtime import Runtime
-from overopt_bench.sessions import read_sessions
-from overopt_bench.stopping import StopSignals, print_last
-from overopt_bench.trackers import NoTracker, Tracker, check_tracker, open_tracker
+from overopt_bench.training.build import assemble
+from overopt_bench.training.progress import Progress
+from overopt_bench.training.stopping import StopSignals, print_last
 from overopt_bench.types import Algorithm
-from overopt_bench.world import join_world
 
 ROUNDED = 0.05  # share of ratios that rounding may put outside the clip range without a warning
 SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is written changes no number

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from overopt_bench.costs import Costs, costs
+from overopt_bench.diffusion.policy import MICRO_BATCH, PRECISIONS
 from overopt_bench.errors import UserError
-from overopt_bench.policy import MICRO_BATCH, PRECISIONS
+from overopt_bench.sizing.costs import Costs, costs
 from overopt_bench.types import Reward
 
 HEADROOM = 0.15  # of a card: CUDA's context, the workspaces of kernels, fragmentation

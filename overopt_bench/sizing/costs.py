@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from overopt_bench.errors import unknown_name
-from overopt_bench.meter import build_unet, build_vae, measure, unet_inputs
+from overopt_bench.sizing.flops import build_unet, build_vae, measure, unet_inputs
 
 PASSES = ((False, False), (True, False), (True, True))  # (graph, checkpointed)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from overopt_bench import memory
-from overopt_bench.budget import Budget, Metered
+from overopt_bench.compute.processes import World
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, check_prompts
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import algorithms
-from overopt_bench.runtime import Runtime
 from overopt_bench.seeding import Generators
+from overopt_bench.sizing import micro_batch
+from overopt_bench.training.budget import Budget, Metered
 from overopt_bench.types import Algorithm, Reward, Suite, TrainContext
-from overopt_bench.world import World
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def assemble(
     runtime = replace(runtime, device=str(world.device))
     sampling = training = runtime.micro_batch
     if sampling is None or training is None:
-        sampling, training = memory.choose(
+        sampling, training = micro_batch.choose(
             pipeline, config.precision, rewards.values(), config.guidance_scale != 1, cls, config.params, runtime.device
         )
     policy = DiffusionPolicy(

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from overopt_bench.costs import costs, run_flops
-from overopt_bench.draw import read_config
+from overopt_bench.commands.sample import read_config
+from overopt_bench.compute.runtime import Runtime
+from overopt_bench.diffusion.policy import PRECISIONS
 from overopt_bench.errors import UserError
-from overopt_bench.memory import needs
-from overopt_bench.policy import PRECISIONS
-from overopt_bench.provenance import versions
+from overopt_bench.recording.provenance import versions
+from overopt_bench.recording.sessions import read_sessions, session_differences
 from overopt_bench.registry import get_suite, rewards
-from overopt_bench.runtime import Runtime
-from overopt_bench.sessions import read_sessions, session_differences
+from overopt_bench.sizing.costs import costs, run_flops
+from overopt_bench.sizing.micro_batch import needs
 from overopt_bench.types import Suite
 from overopt_bench.weights import Repo, Weights, digest
 

@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
-from overopt_bench.budget import checked, shared_scores
 from overopt_bench.config import RunConfig
-from overopt_bench.policy import DiffusionPolicy
+from overopt_bench.diffusion.policy import DiffusionPolicy
+from overopt_bench.evaluation.scoring import checked, shared_scores
 from overopt_bench.prompts.tidy import overlap
 from overopt_bench.seeding import stable_seed
 from overopt_bench.types import Candidates, Reward, Suite

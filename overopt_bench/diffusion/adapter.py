@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from overopt_bench.errors import UserError
-from overopt_bench.recorder import atomic
+from overopt_bench.files import atomic
 
 PREFIX = "unet."  # diffusers' name of the part that the weights belong to
 

@@ -149,7 +149,7 @@ class World:
             dist.broadcast(first, src=0)
         if self.any(not torch.equal(first, own)):
             raise DriftError(
-                "the processes hold different weights: an algorithm must update them with overopt_bench.optimizer.Optimizer,"
+                "the processes hold different weights: an algorithm must update them with overopt_bench.compute.optimizer.Optimizer,"
                 " which averages gradients, and draw from ctx.generators only"
             )
 

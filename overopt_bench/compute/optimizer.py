@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overopt_bench.world import World
+from overopt_bench.compute.processes import World
 
 MAX_SKIPPED = 10  # steps in a row: float16's loss scale has been halved as often by then, and it is no longer the cause
 

@@ -16,27 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from overopt_bench.compute.processes import World
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
-from overopt_bench.locking import HEARTBEAT, LOCK, RunLock
-from overopt_bench.sessions import SESSIONS, read_sessions
-from overopt_bench.world import World
+from overopt_bench.files import atomic
+from overopt_bench.recording.locking import HEARTBEAT, LOCK, RunLock
+from overopt_bench.recording.sessions import SESSIONS, read_sessions
 
 SCHEMA = 2  # of config.json; 1 held the first session's provenance, which is now a line of sessions.jsonl
 KEEP = 2  # checkpoints: the newest, and one to fall back on
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path``, durably, when the block ends well; else nothing is left."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _shortened(value: object) -> str:
