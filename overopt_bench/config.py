@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.errors import UserError, explain, unknown_name
 from overopt_bench.prompts.tidy import overlap, tidy
 from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, rewards, suites
 from overopt_bench.text import read_text
@@ -92,21 +92,6 @@ def memory_only(algo: str) -> set[str]:
     return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("memory_only")}
 
 
-def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
-    """A pydantic error as one readable line; ``what`` opens each part, ``allowed`` are the field names."""
-    parts = []
-    for item in error.errors():
-        name = ".".join(str(x) for x in item["loc"]) or "value"
-        if item["type"] == "extra_forbidden":
-            parts.append(str(unknown_name(f"{what} parameter".strip(), name, allowed)))
-        elif item["type"] == "missing":
-            parts.append(f"{what} {name} is required".strip())
-        else:
-            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            parts.append(f"{what} {name}={item['input']!r}: {message}".strip())
-    return UserError("; ".join(parts))
-
-
 def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
     """``["lr=1e-4", "clip=true"]`` to values: JSON where it parses, else the text itself.
 
@@ -155,9 +140,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     suite, algo = suites.get(values["suite"]), algorithms.get(values["algo"])
     family = suite.family()
     proxy = rewards.get(values["proxy"], family)
-    gold = tuple(dict.fromkeys([*values.get("gold", ()), suite.gold]))
-    for name in gold:
-        rewards.get(name, family)
+    gold = tuple(dict.fromkeys(rewards.get(name, family).name for name in (*values.get("gold", ()), suite.gold)))
     if algo.needs_gradient and not proxy.differentiable:
         able = [name for name in rewards.names(family) if rewards.get(name, family).differentiable]
         raise UserError(
@@ -169,7 +152,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
     try:
-        return RunConfig(**{**defaults, **values, "gold": gold, "params": params})
+        return RunConfig(**{**defaults, **values, "proxy": proxy.name, "gold": gold, "params": params})
     except ValidationError as error:
         raise explain(error, "", RunConfig.model_fields) from None
 
@@ -213,7 +196,7 @@ def check_prompts(config: RunConfig, suite: Suite) -> None:
     held_out = [p for split, words in suite.prompts.items() if split.startswith("heldout") for p in words]
     prompts = [*config.training_prompts(suite), *held_out]
     for name in evaluated_rewards(suite, config.proxy, config.gold):
-        rewards.get(name, suite.family()).check_prompts(prompts, suite)
+        rewards.get(name, suite.family()).check_prompts(prompts, suite.resources)
 
 
 def warnings(config: RunConfig) -> list[str]:

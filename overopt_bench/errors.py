@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -20,6 +24,27 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return UserError(f"there is no {kind} {name!r};{hint} allowed: {', '.join(names) or 'none'}")
+
+
+def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
+    """Turn a pydantic error into one readable line.
+
+    Args:
+        error: all that is wrong with the values.
+        what: whose parameters they are; it opens each part.
+        allowed: the names that exist.
+    """
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(x) for x in item["loc"]) or "value"
+        if item["type"] == "extra_forbidden":
+            parts.append(str(unknown_name(f"{what} parameter".strip(), name, allowed)))
+        elif item["type"] == "missing":
+            parts.append(f"{what} {name} is required".strip())
+        else:
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            parts.append(f"{what} {name}={item['input']!r}: {message}".strip())
+    return UserError("; ".join(parts))
 
 
 class RunError(Exception):

@@ -7,19 +7,21 @@ decorators below put the classes in. A single file can be added with ``--plugin`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.errors import UserError, explain, unknown_name
 
 if TYPE_CHECKING:
-    from overopt_bench.types import Algorithm, Reward, Suite
+    from overopt_bench.types import Algorithm, DerivedReward, Resources, Reward, RewardParams, Suite
 
 T = TypeVar("T")
 AlgorithmClass = TypeVar("AlgorithmClass", bound="type[Algorithm]")
 RewardClass = TypeVar("RewardClass", bound="type[Reward]")
+DerivedClass = TypeVar("DerivedClass", bound="type[DerivedReward]")
 SuiteClass = TypeVar("SuiteClass", bound="type[Suite]")
 
 
@@ -34,7 +36,6 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, base: str) -> None:
         self.kind, self._base = kind, base
         self._classes: dict[tuple[str | None, str], type[T]] = {}
-        self.derived: dict[str, tuple[Callable[[str, str | None], type[T]], str]] = {}
         self._loaded = False
         self.broken: dict[str, str] = {}
 
@@ -89,9 +90,6 @@ class Registry(Generic[T]):
             UserError: where there is none; names the nearest and all.
         """
         classes = self.classes()
-        prefix, colon, rest = name.partition(":")
-        if colon and prefix in self.derived:
-            return self.derived[prefix][0](rest, suite)
         found = classes.get((suite, name)) or classes.get((None, name))
         if found is not None:
             return found
@@ -111,8 +109,93 @@ class Registry(Generic[T]):
         raise error
 
 
+class RewardRegistry(Registry["Reward"]):
+    """Rewards by name, and kinds of rewards that are made of others, ``KIND[@PARAMETER=VALUE ...]:A+B[+...]``."""
+
+    def __init__(self) -> None:
+        super().__init__("reward", "Reward")
+        self._kinds: dict[str, type[DerivedReward]] = {}
+
+    def add_kind(self, cls: type[DerivedReward]) -> None:
+        """Put a kind in.
+
+        Raises:
+            UserError: where it is no ``DerivedReward``, has no word for itself, or the word is taken.
+        """
+        from overopt_bench.types import DerivedReward
+
+        where = f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
+        if not (isinstance(cls, type) and issubclass(cls, DerivedReward)):
+            raise UserError(f"{where} is registered as a kind of rewards but is no subclass of DerivedReward")
+        kind = getattr(cls, "kind", None)
+        if not isinstance(kind, str) or not kind.isidentifier():
+            raise UserError(f"{where} needs a class attribute `kind`, a word such as 'median'; it is {kind!r}")
+        taken = self._kinds.get(kind)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(f"{where}: the kind {kind!r} exists already, as {taken.__module__}.{taken.__qualname__}")
+        self._kinds[kind] = cls
+
+    def kinds(self) -> dict[str, type[DerivedReward]]:
+        """Every kind of derived rewards by its word."""
+        self.load()
+        return dict(self._kinds)
+
+    def get(self, name: str, suite: str | None = None) -> type[Reward]:
+        """The class of that name, for a derived reward one that is made here.
+
+        Raises:
+            UserError: where there is none, or a parameter of a derived reward does not exist or is out of range.
+        """
+        head, colon, text = name.partition(":")
+        kinds = self.kinds()
+        if not colon or not kinds:
+            return super().get(name, suite)
+        kind, *settings = head.strip().split("@")
+        if kind not in kinds:
+            raise unknown_name("reward of the kind", kind, kinds)
+        params = _parse_settings(kind, kinds[kind].Params, settings)
+        members = tuple(part.strip() for part in text.split("+"))
+        if len(members) < 2 or len(set(members)) < len(members):
+            raise UserError(f"{kind}:{text} needs two or more different rewards, such as {kind}:aesthetic+pickscore")
+        if any(":" in member for member in members):
+            raise UserError(f"{kind}:{text}: an ensemble's members are plain rewards")
+        return _derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
+
+
+def _parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
+    """``["lambda=0.1"]`` to checked parameters; a UserError says what is wrong."""
+    from pydantic import ValidationError
+
+    given: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not name:
+            raise UserError(f"{kind}@{setting}: write name=value, such as {kind}@name=0.1:aesthetic+pickscore")
+        if name in given:
+            raise UserError(f"{kind}@{setting}: {name} is given twice")
+        given[name] = value
+    try:
+        return params.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, kind, params.named_fields()) from None
+
+
+def _derive(
+    base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
+) -> type[Reward]:
+    """The class of a derived reward; its name is the shortest that gives it, so that equal rewards have equal names."""
+    changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
+    facts: dict[str, Any] = {
+        "name": f"{base.kind}{settings}:{'+'.join(members)}", "params": params, "members": members,
+        "__doc__": base.__doc__, "__module__": base.__module__,
+        "differentiable": all(c.differentiable for c in classes), "needs_prompt": any(c.needs_prompt for c in classes),
+    }  # fmt: skip
+    return type(base.__name__, (base,), facts)
+
+
 algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")
-rewards: Registry[Reward] = Registry("reward", "Reward")
+rewards = RewardRegistry()
 suites: Registry[Suite] = Registry("suite", "Suite")
 
 
@@ -138,11 +221,10 @@ def register_reward(
     return add if cls is None else add(cls)
 
 
-def register_derived_reward(
-    prefix: str, derive: Callable[[str, str | None], type[Reward]], summary: str
-) -> None:  # fmt: skip
-    """Make ``prefix:TEXT`` the name of the reward class that ``derive(TEXT, family)`` gives."""
-    rewards.derived[prefix] = (derive, summary)
+def register_derived_reward(cls: DerivedClass) -> DerivedClass:
+    """Class decorator: make a ``DerivedReward`` known by its ``kind``, as ``kind:a+b`` in every suite."""
+    rewards.add_kind(cls)
+    return cls
 
 
 def register_suite(cls: SuiteClass) -> SuiteClass:
@@ -152,12 +234,21 @@ def register_suite(cls: SuiteClass) -> SuiteClass:
 
 
 def get_reward(name: str, suite: Suite) -> Reward:
-    """The reward of that name, loaded for a suite.
+    """The reward of that name, loaded once for a suite: later calls with the same suite give the same object.
 
     Raises:
         UserError: where the suite has no such reward, or its weights are missing.
     """
-    return rewards.get(name, suite.family()).load(suite)
+    return load_reward(name, suite.resources)
+
+
+def load_reward(name: str, resources: Resources) -> Reward:
+    """As ``get_reward``, for rewards that are made of others and have the suite's resources, not the suite."""
+    return resources.once(_load_reward, rewards.get(name, resources.family).name, resources)
+
+
+def _load_reward(name: str, resources: Resources) -> Reward:
+    return rewards.get(name, resources.family).load(resources)
 
 
 def evaluated_rewards(suite: Suite, proxy: str, gold: Iterable[str]) -> list[str]:

@@ -6,26 +6,29 @@ import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from overopt_bench.encoders.clip import (
+    CLIP_L,
+    clip_features,
+    clip_l,
+    clip_l_tokenizer,
+    image_embeddings,
+    load_clip,
+    text_embeddings,
+)
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.published import PublishedReward
-from overopt_bench.types import Suite
-from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_state, refusing
+from overopt_bench.types import Resources
+from overopt_bench.weights import Repo, digest, load_strictly, read_state
 
 if TYPE_CHECKING:
-    from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
+    from transformers import CLIPModel, CLIPTokenizer
 
-CLIP_L = Repo(
-    "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", "MIT (code); the card names research use",
-    {"config.json": 4_519, "model.safetensors": 1_710_540_580, "vocab.json": 961_143, "merges.txt": 524_619},
-    {"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
-)  # fmt: skip
 PICKSCORE = Repo(
     "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", "MIT (code); none stated for the weights",
     {"config.json": 4_500, "model.safetensors": 3_944_517_836},
@@ -33,43 +36,17 @@ PICKSCORE = Repo(
 AESTHETIC_HEAD = Path(str(files("overopt_bench.rewards") / "assets" / "laion_aesthetic_v2_head.safetensors"))
 
 
-def load_clip(folder: Path) -> Any:
-    """A ``CLIPModel`` from ``config.json`` and ``model.safetensors``, every tensor accounted for.
-
-    Raises:
-        UserError: where the checkpoint is another model's.
-    """
-    from transformers import CLIPConfig, CLIPModel
-
-    config, path = read_json(folder / "config.json"), folder / "model.safetensors"
-    with refusing(folder / "config.json", "CLIP's configuration"):
-        clip = CLIPModel(CLIPConfig.from_dict(config))
-    # files of 2022 also hold two buffers of consecutive integers, which later versions make themselves
-    load_strictly(clip, {k: v.float() for k, v in read_state(path).items() if not k.endswith("position_ids")}, path)
-    return clip.eval().requires_grad_(False)
-
-
-def image_embeddings(clip: Any, pixels: Tensor) -> Tensor:
-    """L2-normalised embeddings ``[B, D]`` of normalised pixels ``[B, 3, side, side]``."""
-    return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
-
-
-def text_embeddings(clip: Any, ids: Tensor) -> Tensor:
-    """L2-normalised embeddings ``[B, D]`` of token ids ``[B, L]``; attention is causal, so padding does not matter."""
-    return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
-
-
 class ClipReward(PublishedReward):
     """An image tower, and a text tower where the prompt counts."""
 
-    def __init__(self, model: nn.Module, clip: Any, tokenizer: Any, weights_digest: str | None) -> None:
+    def __init__(self, model: nn.Module, clip: CLIPModel, tokenizer: CLIPTokenizer, weights_digest: str) -> None:
         super().__init__(model, weights_digest)
         self.clip, self.tokenizer = clip, tokenizer
         self.side = int(clip.config.vision_config.image_size)
         self.feature_dim = int(clip.config.projection_dim)
 
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        return image_embeddings(self.clip, pixels)
+    def features(self, images: Tensor) -> Tensor:
+        return clip_features(self.clip, images)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Ids ``[B, L]``, L at most 77; a long prompt is cut and keeps its end token."""
@@ -95,11 +72,9 @@ class ClipScore(ClipReward):
     repos = (CLIP_L,)
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
-        world: StableDiffusionSuite = suite  # type: ignore[assignment]
-        return cls(
-            world.clip, world.clip, world.clip_tokenizer, digest(world.weights.path(CLIP_L, "model.safetensors"))
-        )
+    def load(cls, resources: Resources) -> Self:
+        clip = clip_l(resources)
+        return cls(clip, clip, clip_l_tokenizer(resources), digest(resources.weights.path(CLIP_L, "model.safetensors")))
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         return 100 * self.cosine(pixels, prompts)
@@ -117,11 +92,10 @@ class PickScore(ClipReward):
     repos = (PICKSCORE, CLIP_L)
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
-        world: StableDiffusionSuite = suite  # type: ignore[assignment]
-        path = world.weights.fetch(PICKSCORE)
-        clip = load_clip(path)
-        return cls(clip, clip, world.clip_tokenizer, digest(path / "model.safetensors"))
+    def load(cls, resources: Resources) -> Self:
+        path = resources.weights.fetch(PICKSCORE)
+        clip = resources.once(load_clip, path)
+        return cls(clip, clip, clip_l_tokenizer(resources), digest(path / "model.safetensors"))
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.as_tensor(self.clip.logit_scale.exp() * self.cosine(pixels, prompts))
@@ -149,7 +123,7 @@ class RegressionHead(nn.Module):
 class AestheticPredictor(nn.Module):
     """CLIP's unit embedding and the head on it."""
 
-    def __init__(self, clip: Any, head: RegressionHead) -> None:
+    def __init__(self, clip: CLIPModel, head: RegressionHead) -> None:
         super().__init__()
         self.clip, self.head = clip, head
 
@@ -166,18 +140,13 @@ class Aesthetic(ClipReward):
     needs_prompt = False
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
-        world: StableDiffusionSuite = suite  # type: ignore[assignment]
+    def load(cls, resources: Resources) -> Self:
         state = read_state(AESTHETIC_HEAD)
         head = RegressionHead(state["layers.0.weight"].shape[1])
         load_strictly(head, state, AESTHETIC_HEAD)
-        encoder = digest(world.weights.path(CLIP_L, "model.safetensors"))
-        return cls(
-            AestheticPredictor(world.clip, head),
-            world.clip,
-            world.clip_tokenizer,
-            f"{digest(AESTHETIC_HEAD)} on {encoder}",
-        )
+        clip, encoder = clip_l(resources), digest(resources.weights.path(CLIP_L, "model.safetensors"))
+        hashes = f"{digest(AESTHETIC_HEAD)} on {encoder}"
+        return cls(AestheticPredictor(clip, head), clip, clip_l_tokenizer(resources), hashes)
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.as_tensor(self.model(pixels))

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from overopt_bench.compute.moments import moments
 from overopt_bench.errors import UserError
-from overopt_bench.registry import get_reward, register_derived_reward, rewards
-from overopt_bench.types import Reward, Suite
-
-UNCERTAINTY_WEIGHT = 0.5  # lambda of uwo: ours, for members of deviation 1; the paper finds that it matters little
+from overopt_bench.registry import load_reward, register_derived_reward, rewards
+from overopt_bench.types import DerivedReward, Resources, Reward, RewardParams
 
 
-class Ensemble(Reward):
+class Ensemble(DerivedReward):
     """What the three share. Before ``calibrate`` or ``load_calibration`` it cannot score."""
 
     needs_base_samples = True
-    members: ClassVar[tuple[str, ...]]
 
     def __init__(self, loaded: Sequence[Reward]) -> None:
         self.loaded = list(loaded)
@@ -35,13 +34,16 @@ class Ensemble(Reward):
         self._scale: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def load(cls, suite: Suite) -> Ensemble:
-        return cls([get_reward(name, suite) for name in cls.members])
+    def load(cls, resources: Resources) -> Self:
+        return cls([load_reward(name, resources) for name in cls.members])
 
     @classmethod
-    def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
+    def check_prompts(cls, prompts: Sequence[str], resources: Resources) -> None:
         for name in cls.members:
-            rewards.get(name, suite.family()).check_prompts(prompts, suite)
+            rewards.get(name, resources.family).check_prompts(prompts, resources)
+
+    def networks(self) -> list[nn.Module]:
+        return [network for reward in self.loaded for network in reward.networks()]
 
     def calibrate(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         """Take each member's mean and deviation over two or more base samples ``[B, 3, H, W]``, and return them.
@@ -97,45 +99,42 @@ class Ensemble(Reward):
         )
 
 
+@register_derived_reward
 class Mean(Ensemble):
     """The members' mean."""
+
+    kind = "mean"
 
     def combine(self, scores: Tensor) -> Tensor:
         return scores.mean(0)
 
 
+@register_derived_reward
 class Minimum(Ensemble):
     """The lowest member's score: worst-case optimisation. Its gradient flows to that member alone."""
+
+    kind = "min"
 
     def combine(self, scores: Tensor) -> Tensor:
         return scores.amin(0)
 
 
+class UncertaintyParams(RewardParams):
+    """What ``uwo`` can be asked for with."""
+
+    lambda_: float = Field(
+        0.5, alias="lambda", ge=0, allow_inf_nan=False,
+        description="weight of the variance [ours, for members of deviation 1; Coste et al. find that it matters little]",
+    )  # fmt: skip
+
+
+@register_derived_reward
 class UncertaintyWeighted(Ensemble):
     """mean - lambda x variance over the members (their population variance)."""
 
+    kind = "uwo"
+    Params = UncertaintyParams
+    params: ClassVar[UncertaintyParams]
+
     def combine(self, scores: Tensor) -> Tensor:
-        return scores.mean(0) - UNCERTAINTY_WEIGHT * scores.var(0, unbiased=False)
-
-
-def _derive(kind: str, base: type[Ensemble]) -> None:
-    def derived(text: str, suite: str | None) -> type[Reward]:
-        members = tuple(part.strip() for part in text.split("+"))
-        if len(members) < 2 or len(set(members)) < len(members):
-            raise UserError(f"{kind}:{text} needs two or more different rewards, such as {kind}:aesthetic+pickscore")
-        if any(":" in member for member in members):
-            raise UserError(f"{kind}:{text}: an ensemble's members are plain rewards")
-        classes = [rewards.get(name, suite) for name in members]
-        facts: dict[str, Any] = {
-            "name": f"{kind}:{'+'.join(members)}", "members": members, "__doc__": base.__doc__,
-            "__module__": base.__module__,
-            "differentiable": all(c.differentiable for c in classes), "needs_prompt": any(c.needs_prompt for c in classes),
-        }  # fmt: skip
-        return type(base.__name__, (base,), facts)
-
-    register_derived_reward(kind, derived, (base.__doc__ or "").split("\n")[0])
-
-
-_derive("mean", Mean)
-_derive("min", Minimum)
-_derive("uwo", UncertaintyWeighted)
+        return scores.mean(0) - self.params.lambda_ * scores.var(0, unbiased=False)

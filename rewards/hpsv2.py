@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
+from overopt_bench.encoders.preprocessing import letterbox, to_tensor
 from overopt_bench.registry import register_reward
-from overopt_bench.rewards.preprocessing import letterbox, to_tensor
 from overopt_bench.rewards.published import PublishedReward
-from overopt_bench.types import Suite
+from overopt_bench.types import Resources
 from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
-    from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
 
 REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 HPS_V2 = Repo(
@@ -54,22 +55,22 @@ class HPSv2(PublishedReward):
 
     name = "hpsv2"
     repos: ClassVar[tuple[Repo, ...]] = (HPS_V2,)
+    model: CLIP
 
-    def __init__(self, model: nn.Module, tokenizer: Any, weights_digest: str | None) -> None:
+    def __init__(self, model: CLIP, tokenizer: SimpleTokenizer, weights_digest: str) -> None:
         super().__init__(model, weights_digest)
         self.tokenizer = tokenizer
-        self.side = int(model.visual.image_size[0])  # type: ignore[union-attr, index]
-        self.feature_dim = int(model.text_projection.shape[1])  # type: ignore[index]
+        self.side = int(model.visual.image_size[0])
+        self.feature_dim = int(model.text_projection.shape[1])
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
+    def load(cls, resources: Resources) -> Self:
         from open_clip.model import CLIP
         from open_clip.tokenizer import SimpleTokenizer
 
-        world: StableDiffusionSuite = suite  # type: ignore[assignment]
         (repo,) = cls.repos
         (file,) = repo.files
-        path = world.weights.path(repo, file)
+        path = resources.weights.path(repo, file)
         config = architecture(path.parent)
         with refusing(path.parent, "open_clip's configuration"):
             model = CLIP(**config)
@@ -80,11 +81,11 @@ class HPSv2(PublishedReward):
         limit = int(self.tokenizer.context_length)
         self.warn_cut(prompts, [len(self.tokenizer.encode(p)) + 2 > limit for p in prompts], limit)
         ids = self.tokenizer(list(prompts)).to(pixels.device)
-        words = F.normalize(self.model.encode_text(ids), dim=-1)  # type: ignore[operator]
+        words = F.normalize(self.model.encode_text(ids), dim=-1)
         return (self.encode_pixels(pixels) * words).sum(1)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
+        return F.normalize(self.model.encode_image(pixels), dim=-1)
 
     def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         return torch.cat([letterbox(to_tensor([picture]), self.side) for picture in pictures])

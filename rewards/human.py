@@ -11,20 +11,17 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from overopt_bench.encoders.devices import follow
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
-from overopt_bench.rewards.devices import follow
-from overopt_bench.types import Reward, Suite
-from overopt_bench.weights import digest
-
-if TYPE_CHECKING:
-    from overopt_bench.suites.mini import MiniSuite
+from overopt_bench.types import Resources, Reward
+from overopt_bench.weights import digest, load_strictly, read_json, read_state, refusing
 
 
 class _Residual(nn.Module):
@@ -111,6 +108,11 @@ class Names:
         return near[0] if near else next(iter(self.index))
 
 
+def known_names(resources: Resources) -> list[str]:
+    """Read the names that the mini suite's base model was trained on and that the judge knows."""
+    return list(read_json(resources.asset("prompts.json"))["names"])
+
+
 class Judge(nn.Module):
     """The ensemble. ``names`` are the words it knows; one more class means "nothing recognisable"."""
 
@@ -157,26 +159,23 @@ class Human(Reward):
         self.judge, self._digest = judge, digest
 
     @classmethod
-    def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
-        mini: MiniSuite = suite  # type: ignore[assignment]
-        names = Names(mini.names)
+    def check_prompts(cls, prompts: Sequence[str], resources: Resources) -> None:
+        names = Names(known_names(resources))
         if unknown := [prompt for prompt in prompts if names.find(prompt) is None]:
             others = f" nor in {len(unknown) - 1} others" if len(unknown) > 1 else ""
             raise UserError(
                 f"the reward human cannot judge every prompt: the judge knows no name in the prompt {unknown[0]!r}{others};"
-                f" did you mean {names.nearest(unknown[0])!r}? It knows the {len(mini.names)} names that mini's base model"
+                f" did you mean {names.nearest(unknown[0])!r}? It knows the {len(names.index)} names that mini's base model"
                 " was trained on, alone or within a prompt"
             )
 
     @classmethod
-    def load(cls, suite: Suite) -> Human:
-        from safetensors.torch import load_file
-
-        mini: MiniSuite = suite  # type: ignore[assignment]
-        path = mini.asset("rewards/human.safetensors")
-        state = {k: v.float() for k, v in load_file(path).items()}
-        judge = Judge(mini.names, width=len(state["members.0.name.stem.weight"]))
-        judge.load_state_dict(state)
+    def load(cls, resources: Resources) -> Self:
+        path = resources.asset("rewards/human.safetensors")
+        state = {k: v.float() for k, v in read_state(path).items()}
+        with refusing(path, "the judge's weights"):
+            judge = Judge(known_names(resources), width=len(state["members.0.name.stem.weight"]))
+        load_strictly(judge, state, path)
         judge = judge.to(memory_format=torch.channels_last)  # half the time on a CPU
         return cls(judge.eval().requires_grad_(False), digest(path))
 

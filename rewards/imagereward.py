@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from overopt_bench.encoders.preprocessing import clip_pixels
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.clip import RegressionHead
-from overopt_bench.rewards.preprocessing import clip_pixels
 from overopt_bench.rewards.published import PublishedReward
-from overopt_bench.types import Suite
+from overopt_bench.types import Resources
 from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
-    from overopt_bench.suites.stable_diffusion import StableDiffusionSuite
+    from transformers import BertTokenizer
 
 IMAGEREWARD = Repo(
     "zai-org/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72", "Apache-2.0; built on BLIP (BSD-3-Clause)",
@@ -44,7 +44,7 @@ VISION_NAMES = {
 }  # fmt: skip
 
 
-def bert_tokenizer() -> Any:
+def bert_tokenizer() -> BertTokenizer:
     """``bert-base-uncased`` with BLIP's two tokens behind it, ``[DEC]`` 30522 and ``[ENC]`` 30523."""
     from transformers import BertTokenizer
 
@@ -134,16 +134,15 @@ class ImageReward(PublishedReward):
     repos = (IMAGEREWARD,)
     model: ImageRewardModel
 
-    def __init__(self, model: ImageRewardModel, tokenizer: Any, weights_digest: str | None) -> None:
+    def __init__(self, model: ImageRewardModel, tokenizer: BertTokenizer, weights_digest: str) -> None:
         super().__init__(model, weights_digest)
         self.tokenizer, self.side = tokenizer, model.side
         self.feature_dim = int(model.vision.config.hidden_size)
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
-        world: StableDiffusionSuite = suite  # type: ignore[assignment]
-        path = world.weights.path(IMAGEREWARD, "ImageReward.pt")
-        med_config = read_json(world.weights.path(IMAGEREWARD, "med_config.json"))
+    def load(cls, resources: Resources) -> Self:
+        path = resources.weights.path(IMAGEREWARD, "ImageReward.pt")
+        med_config = read_json(resources.weights.path(IMAGEREWARD, "med_config.json"))
         with refusing(path, "ImageReward's checkpoint, with med_config.json beside it"):
             state = transformers_names(read_state(path))
             model = ImageRewardModel(state, med_config)
@@ -153,10 +152,10 @@ class ImageReward(PublishedReward):
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         whole = self.tokenizer(list(prompts)).input_ids
         self.warn_cut(prompts, [len(ids) > TOKENS for ids in whole], TOKENS)
-        words = self.tokenizer(
+        tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(pixels.device)
-        return (self.model(pixels, words.input_ids, words.attention_mask) - MEAN) / STD  # type: ignore[no-any-return]
+        return (torch.as_tensor(self.model(pixels, tokens.input_ids, tokens.attention_mask)) - MEAN) / STD
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """The image encoder's class token, L2-normalised."""

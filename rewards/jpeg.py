@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from overopt_bench.encoders.preprocessing import to_pil
 from overopt_bench.registry import register_reward
-from overopt_bench.rewards.preprocessing import to_pil
 from overopt_bench.types import Reward
 
 

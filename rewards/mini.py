@@ -8,27 +8,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from overopt_bench.encoders.clip import load_clip, text_embeddings
+from overopt_bench.encoders.devices import follow
+from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
-from overopt_bench.rewards.clip import image_embeddings as pixel_embeddings
-from overopt_bench.rewards.clip import text_embeddings
-from overopt_bench.rewards.devices import follow
-from overopt_bench.types import Reward, Suite
-from overopt_bench.weights import digest
+from overopt_bench.types import Resources, Reward
+from overopt_bench.weights import digest, read_state
 
 if TYPE_CHECKING:
-    from overopt_bench.suites.mini import MiniSuite
-
-
-def image_embeddings(clip: Any, images: Tensor) -> Tensor:
-    """L2-normalised CLIP embeddings ``[B, 64]`` of images ``[B, 3, 32, 32]`` in [0, 1]."""
-    return pixel_embeddings(follow(clip, images), images * 2 - 1)
+    from transformers import CLIPModel, CLIPTokenizer
 
 
 class AestheticHead(nn.Module):
@@ -58,7 +53,7 @@ class CrossAttentionScorer(nn.Module):
     Holds its own copy of the CLIP towers, fine-tuned on preferences.
     """
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
         width = clip.config.vision_config.hidden_size
@@ -77,12 +72,12 @@ class CrossAttentionScorer(nn.Module):
 class SimilarityScorer(nn.Module):
     """PickScore's and HPSv2's design: the cosine of CLIP's two embeddings, scaled by its temperature."""
 
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        cosine = (image_embeddings(self.clip, images) * text_embeddings(self.clip, ids)).sum(1)
+        cosine = (mini_features(self.clip, images) * text_embeddings(self.clip, ids)).sum(1)
         return torch.as_tensor(self.clip.logit_scale.exp() * cosine)
 
 
@@ -95,31 +90,32 @@ class MiniProxy(Reward):
     differentiable = True
     scorer: ClassVar[type[nn.Module]]
 
-    def __init__(self, model: nn.Module, clip: Any, suite: MiniSuite, digest: str | None) -> None:
-        self.model, self.clip, self.suite, self._digest = model, clip, suite, digest
+    def __init__(self, model: nn.Module, clip: CLIPModel, tokenizer: CLIPTokenizer, digest: str) -> None:
+        self.model, self.clip, self.tokenizer, self._digest = model, clip, tokenizer, digest
         self.feature_dim = int(clip.config.projection_dim)
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
-        from safetensors.torch import load_file
-
-        mini: MiniSuite = suite  # type: ignore[assignment]
-        path = mini.asset(f"rewards/{cls.name}.safetensors")
+    def load(cls, resources: Resources) -> Self:
+        path = resources.asset(f"rewards/{cls.name}.safetensors")
         own_clip = cls.scorer is not AestheticHead
-        clip = mini.fresh_clip() if own_clip else mini.clip
+        clip = load_clip(mini_clip_folder(resources)) if own_clip else mini_clip(resources)
         model = cls.scorer(clip) if own_clip else cls.scorer()
-        fitted = {k: v.float() for k, v in load_file(path).items()}
+        fitted = {k: v.float() for k, v in read_state(path).items()}
         absent = model.load_state_dict(fitted, strict=False).missing_keys
         if lost := [key for key in absent if not key.startswith("clip.")]:
             raise UserError(f"{path} lacks {', '.join(lost)}; reinstall, or make it again with the recipe")
-        return cls(model.eval().requires_grad_(False), clip, mini, digest(path))
+        return cls(model.eval().requires_grad_(False), clip, mini_tokenizer(resources), digest(path))
 
     def features(self, images: Tensor) -> Tensor:
-        return image_embeddings(self.clip, images)
+        return mini_features(self.clip, images)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        ids = self.suite.tokens(prompts).to(images.device)
+        ids = self.tokens(prompts).to(images.device)
         return torch.as_tensor(follow(self.model, images)(images, ids))
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Turn prompts into ids ``[B, 16]``."""
+        return mini_tokens(self.tokenizer, prompts)
 
     def weights_hash(self) -> str | None:
         return self._digest
@@ -169,11 +165,11 @@ class ClipScore(MiniProxy):
     scorer = SimilarityScorer
 
     @classmethod
-    def load(cls, suite: Suite) -> Self:
-        mini: MiniSuite = suite  # type: ignore[assignment]
-        path = mini.asset("clip/model.safetensors")
-        return cls(SimilarityScorer(mini.clip), mini.clip, mini, digest(path))
+    def load(cls, resources: Resources) -> Self:
+        path = resources.asset("clip/model.safetensors")
+        clip = mini_clip(resources)
+        return cls(SimilarityScorer(clip), clip, mini_tokenizer(resources), digest(path))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         image = self.features(images)
-        return 100 * (image * text_embeddings(self.clip, self.suite.tokens(prompts).to(images.device))).sum(1)
+        return 100 * (image * text_embeddings(self.clip, self.tokens(prompts).to(images.device))).sum(1)

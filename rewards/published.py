@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from overopt_bench.rewards.devices import follow
-from overopt_bench.rewards.preprocessing import clip_pixels, differentiable_pixels, to_pil
+from overopt_bench.encoders.clip import MICRO_BATCH
+from overopt_bench.encoders.devices import follow
+from overopt_bench.encoders.preprocessing import clip_pixels, differentiable_pixels, to_pil
 from overopt_bench.types import Reward
 from overopt_bench.weights import Repo
-
-MICRO_BATCH = 32
 
 
 class PublishedReward(Reward):

@@ -26,10 +26,10 @@ from official.weights import PROMPTS, digest, fill, picture_digest, pictures
 from PIL import Image
 from torch import Tensor, nn
 
+from overopt_bench.encoders.preprocessing import MEAN, STD, letterbox, normalise, to_tensor
 from overopt_bench.registry import get_reward, get_suite
 from overopt_bench.rewards.hpsv2 import HPSv2
 from overopt_bench.rewards.imagereward import ImageReward, ImageRewardModel, transformers_names
-from overopt_bench.rewards.preprocessing import MEAN, STD, letterbox, normalise, to_tensor
 from overopt_bench.rewards.published import PublishedReward
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -397,7 +397,7 @@ def test_hps_with_a_transposed_projection_would_fail(hps: HPSv2, hps_truth: dict
 
 def test_hps_with_a_crop_would_fail(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
     """CLIP's resize and crop, which TDPO's code feeds to HPSv2, is another reward."""
-    from overopt_bench.rewards.preprocessing import clip_pixels
+    from overopt_bench.encoders.preprocessing import clip_pixels
 
     ours = scores_of(hps, [], TEXTS, clip_pixels(list(PICTURES.values()), 224))
     assert score_difference(ours, hps_truth["scores"]) > 0.1

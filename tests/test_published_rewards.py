@@ -30,10 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from overopt_bench import cli
-from overopt_bench.errors import UserError
-from overopt_bench.registry import get_reward, get_suite, rewards
-from overopt_bench.rewards.clip import AESTHETIC_HEAD, RegressionHead, load_clip
-from overopt_bench.rewards.preprocessing import (
+from overopt_bench.encoders.preprocessing import (
     MEAN,
     STD,
     clip_pixels,
@@ -42,6 +39,9 @@ from overopt_bench.rewards.preprocessing import (
     to_pil,
     to_tensor,
 )
+from overopt_bench.errors import UserError
+from overopt_bench.registry import get_reward, get_suite, rewards
+from overopt_bench.rewards.clip import AESTHETIC_HEAD, RegressionHead, load_clip
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Reward
 from overopt_bench.weights import load_strictly, read_state

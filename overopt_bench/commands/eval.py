@@ -87,7 +87,7 @@ def _able(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str], su
     able = []
     for name in dict.fromkeys(names or usual):
         try:
-            rewards.get(name, suite.family()).check_prompts(prompts, suite)
+            rewards.get(name, suite.family()).check_prompts(prompts, suite.resources)
             able.append(name)
         except UserError as error:
             if names:

@@ -58,8 +58,10 @@ def _rewards() -> Iterator[str]:
             "has an encoder" if cls.features is not Reward.features else "no encoder (critics use the suite's CLIP)",
         ]
         yield f"  {name:<22} {_first_line(cls)} [{'; '.join(facts)}]"
-    for prefix, (_, summary) in sorted(rewards.derived.items()):
-        yield f"  {prefix + ':A+B+...':<22} {summary} [an ensemble of any rewards of one suite]"
+    for kind, derived in sorted(rewards.kinds().items()):
+        yield f"  {kind + ':A+B+...':<22} {_first_line(derived)} [made of any rewards of one suite]"
+        for name, field in derived.Params.named_fields().items():
+            yield f"      {f'{name}={field.default!r}':<34} {field.description or ''}; as in {kind}@{name}={field.default}:A+B"
     yield from _broken(rewards.broken)
 
 

@@ -38,7 +38,7 @@ def score(
         )
     for cls in classes.values():
         if cls.needs_prompt:
-            cls.check_prompts([prompt], suite)
+            cls.check_prompts([prompt], suite.resources)
     pictures, good, complaints = [], [], []
     for path in paths:
         try:

@@ -108,7 +108,7 @@ def weight_bytes(rewards: Iterable[Reward]) -> float:
     """Of the networks that rewards hold, those that several share counted once."""
     seen: dict[int, int] = {}
     for reward in rewards:
-        for member in getattr(reward, "loaded", [reward]):
-            for p in getattr(member, "model", torch.nn.Module()).parameters():
+        for network in reward.networks():
+            for p in network.parameters():
                 seen[p.data_ptr()] = p.numel() * p.element_size()
     return sum(seen.values())

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from overopt_bench.diffusion.pipelines import latent_side, refuse_unsupported
+from overopt_bench.encoders.clip import CLIP_L, clip_features, clip_l
 from overopt_bench.errors import UserError
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
-from overopt_bench.rewards.clip import CLIP_L, ClipScore, load_clip
 from overopt_bench.suites.architectures import ARCHITECTURES
 from overopt_bench.suites.loading import hub_patterns, load_pipeline, loaded_files, read_configs, read_index
 from overopt_bench.types import Architecture, Suite, SuiteDefaults
-from overopt_bench.weights import Repo, Weights, digest, read_json
+from overopt_bench.weights import Repo, digest, read_json
 
 PUBLISHED = SuiteDefaults(  # DDPO's and TDPO's released settings
     num_steps=50, guidance_scale=5.0, eta=1.0, lora_rank=4, lora_alpha=4, budget=25_600, eval_points=11, eval_images=64,
@@ -54,10 +54,6 @@ class StableDiffusionSuite(Suite):
     repo: ClassVar[Repo | None] = None
     kind: ClassVar[str] = "sd1"
 
-    def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
-        super().__init__(weights, model)
-        self.weights = Weights(weights)
-
     @classmethod
     def family(cls) -> str:
         return "sd"
@@ -76,9 +72,12 @@ class StableDiffusionSuite(Suite):
     def missing(self) -> str | None:
         if not torch.cuda.is_available():
             return f"{self.name} on a CPU takes weeks, and torch finds no CUDA device here"
+        weights = self.resources.weights
         for repo in self.repos():
-            if absent := self.weights.absent(repo):
-                return f"{self.name} lacks {', '.join(absent)} of {repo.id} here; get it: {repo.command(self.weights.folder)}"
+            if absent := weights.absent(repo):
+                return (
+                    f"{self.name} lacks {', '.join(absent)} of {repo.id} here; get it: {repo.command(weights.folder)}"
+                )
         return None
 
     @cached_property
@@ -96,7 +95,7 @@ class StableDiffusionSuite(Suite):
 
     def _find(self) -> Path:
         assert self.repo is not None
-        return self.weights.fetch(self.repo)
+        return self.resources.weights.fetch(self.repo)
 
     def pipeline(self) -> Any:
         return load_pipeline(self.folder)
@@ -104,29 +103,12 @@ class StableDiffusionSuite(Suite):
     def architecture(self) -> Architecture:
         return ARCHITECTURES[self.kind]
 
-    @cached_property
-    def clip(self) -> Any:
-        """CLIP ViT-L/14, shared by all that only read it."""
-        return load_clip(self.weights.fetch(CLIP_L))
-
-    @cached_property
-    def clip_tokenizer(self) -> Any:
-        """Its tokenizer."""
-        from transformers import CLIPTokenizer
-
-        return CLIPTokenizer.from_pretrained(self.weights.fetch(CLIP_L))
-
     def clip_features(self, images: Tensor) -> Tensor:
-        return self._encoder.features(images)
+        return clip_features(clip_l(self.resources), images)
 
     @property
     def clip_dim(self) -> int:
-        return int(self.clip.config.projection_dim)
-
-    @cached_property
-    def _encoder(self) -> ClipScore:
-        """What embeds images the way that the rewards on this CLIP do."""
-        return ClipScore(self.clip, self.clip, self.clip_tokenizer, None)
+        return int(clip_l(self.resources).config.projection_dim)
 
     def weights_hashes(self) -> dict[str, str]:
         return {str(f.relative_to(self.folder)): digest(f) for f in loaded_files(self.folder)}

@@ -7,7 +7,8 @@ of step ``i`` and ``latents[:, i + 1]`` its output.
 
 from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
 from overopt_bench.types.policy import Policy, Trajectory
-from overopt_bench.types.reward import Reward
+from overopt_bench.types.resources import Resources
+from overopt_bench.types.reward import DerivedReward, Reward, RewardParams
 from overopt_bench.types.suite import Architecture, Suite, SuiteDefaults
 from overopt_bench.types.transition import Transition
 
@@ -16,9 +17,12 @@ __all__ = [
     "AlgorithmParams",
     "Architecture",
     "Candidates",
+    "DerivedReward",
     "MeteredReward",
     "Policy",
+    "Resources",
     "Reward",
+    "RewardParams",
     "Suite",
     "SuiteDefaults",
     "TrainContext",

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from overopt_bench.pictures import square
+from overopt_bench.types.resources import Resources
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from overopt_bench.types.suite import Suite
 
 
 class Reward(ABC):
@@ -67,8 +69,12 @@ class Reward(ABC):
         raise NotImplementedError(f"reward {self.name!r} cannot take back what it learned from base samples")
 
     @classmethod
-    def check_prompts(cls, prompts: Sequence[str], suite: Suite) -> None:
+    def check_prompts(cls, prompts: Sequence[str], resources: Resources) -> None:
         """Refuse prompts that it cannot judge; called before anything is loaded or written. It judges all by default.
+
+        Args:
+            prompts: all prompts that it will be asked about.
+            resources: the suite's, where its files are found.
 
         Raises:
             UserError: which says why, and what is nearest.
@@ -76,10 +82,49 @@ class Reward(ABC):
         return None
 
     @classmethod
-    def load(cls, suite: Suite) -> Reward:
-        """Build the reward for a suite; override where weights must be read."""
+    def load(cls, resources: Resources) -> Self:
+        """Build the reward; override where weights must be read.
+
+        Args:
+            resources: finds weights; what it gives through ``once`` is shared with the suite's other rewards.
+        """
         return cls()
+
+    def networks(self) -> list[nn.Module]:
+        """List the networks that it holds, to say how much memory they take: the modules among its attributes."""
+        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
 
     def weights_hash(self) -> str | None:
         """SHA-256 of the weights file, for the record; None where there are no weights."""
         return None
+
+
+class RewardParams(BaseModel):
+    """The parameters of a derived reward; a subclass declares each with its default, range and description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def named_fields(cls) -> dict[str, FieldInfo]:
+        """Give the fields by the name that a user writes: the alias of one whose name is a word of Python."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+
+class DerivedReward(Reward):
+    """A reward made of others of its suite, asked for as ``kind:a+b`` or, with parameters, ``kind@name=value:a+b``.
+
+    ``register_derived_reward`` makes the kind known. For each name that is asked for, the registry makes a subclass with
+    ``name``, ``members`` and ``params``, which is ``differentiable`` where every member is and reads the prompt where one
+    does.
+
+    Attributes:
+        kind: the word before the colon.
+        Params: what may stand between the kind and the colon.
+        members: names of two or more different plain rewards.
+        params: the values of this name; those at their defaults are left out of ``name``.
+    """
+
+    kind: ClassVar[str]
+    Params: ClassVar[type[RewardParams]] = RewardParams
+    members: ClassVar[tuple[str, ...]]
+    params: ClassVar[RewardParams]

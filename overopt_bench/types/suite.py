@@ -1,4 +1,4 @@
-"""Rewards, and the suites that they belong to."""
+"""Suites: a base model, its prompts, and where its rewards are loaded from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from overopt_bench.weights import Repo
-
-if TYPE_CHECKING:
-    pass
+from overopt_bench.errors import UserError
+from overopt_bench.types.resources import Resources
+from overopt_bench.weights import Repo, Weights
 
 
 class Architecture(NamedTuple):
@@ -71,11 +70,20 @@ class Suite(ABC):
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         self.model = model
+        self.resources = Resources(self.family(), Weights(weights), self.asset)
 
     @classmethod
     def family(cls) -> str:
         """The name under which its rewards are registered: its own, or that of several suites with the same ones."""
         return cls.name
+
+    def asset(self, name: str) -> Path:
+        """Find a file that the suite itself brings, such as the weights of its own rewards.
+
+        Raises:
+            UserError: where it is missing; a suite that brings no files has none.
+        """
+        raise UserError(f"the suite {self.name!r} brings no file {name}")
 
     def repos(self) -> list[Repo]:
         """The Hub repositories that its base model and ``clip_features`` are read from."""

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from overopt_bench.encoders.clip import load_clip
+from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_suite
 from overopt_bench.suites.loading import no_progress_bars
@@ -18,7 +19,6 @@ from overopt_bench.types import Suite, SuiteDefaults
 from overopt_bench.weights import digest
 
 WEIGHTS = Path(__file__).parent / "weights"
-CONTEXT = 16  # tokens of the text encoder
 
 
 @register_suite
@@ -44,7 +44,7 @@ class MiniSuite(Suite):
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         super().__init__(weights, model)
-        self.weights = weights or WEIGHTS
+        self.folder = weights or WEIGHTS
 
     def asset(self, name: str) -> Path:
         """A file of the suite.
@@ -52,7 +52,7 @@ class MiniSuite(Suite):
         Raises:
             UserError: where it is missing.
         """
-        path = self.weights / name
+        path = self.folder / name
         if not path.exists():
             raise UserError(
                 f"the mini suite lacks {path}; reinstall, or make it: python -m overopt_bench.suites.mini.recipe"
@@ -91,42 +91,25 @@ class MiniSuite(Suite):
         return pipeline
 
     def fresh_clip(self) -> Any:
-        """A new copy of the suite's ``CLIPModel``, in float32 and evaluation mode."""
-        from transformers import CLIPModel
+        """Load a new copy of the suite's ``CLIPModel``, in float32 and evaluation mode."""
+        return load_clip(mini_clip_folder(self.resources))
 
-        folder = self.asset("clip/config.json").parent
-        with no_progress_bars():
-            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-        return clip.eval().requires_grad_(False)
-
-    @cached_property
+    @property
     def clip(self) -> Any:
         """The suite's ``CLIPModel``, shared by all that only read it."""
-        return self.fresh_clip()
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The suite's ``CLIPTokenizer``."""
-        from transformers import CLIPTokenizer
-
-        return CLIPTokenizer.from_pretrained(self.asset("pipeline/tokenizer/tokenizer_config.json").parent)
+        return mini_clip(self.resources)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to ids ``[B, 16]``."""
-        out = self.tokenizer(
-            list(prompts), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
-        )
-        return torch.as_tensor(out.input_ids)
+        """Turn prompts into ids ``[B, 16]``."""
+        return mini_tokens(mini_tokenizer(self.resources), prompts)
 
     def clip_features(self, images: Tensor) -> Tensor:
-        from overopt_bench.rewards.mini import image_embeddings
-
-        return image_embeddings(self.clip, images)
+        return mini_features(self.clip, images)
 
     @property
     def clip_dim(self) -> int:
         return int(self.clip.config.projection_dim)
 
     def weights_hashes(self) -> dict[str, str]:
-        files = sorted(self.weights.glob("pipeline/**/*.safetensors"))
-        return {str(f.relative_to(self.weights)): digest(f) for f in files}
+        files = sorted(self.folder.glob("pipeline/**/*.safetensors"))
+        return {str(f.relative_to(self.folder)): digest(f) for f in files}

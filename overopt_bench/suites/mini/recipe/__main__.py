@@ -77,7 +77,7 @@ def build(s: Settings, cache: Path, work: Path, out: Path, start: Stage = "model
         print(json.dumps(facts["recognisability"], indent=1), flush=True)
         pool = judge.make_pool(s, data, Sampler(suite.pipeline(), suite.tokens, s.pool_steps), work)
         save_file(half(judge.train_judge(s, data, pool, sampler.pipe.vae, work)), out / "rewards/human.safetensors")
-    human = Human.load(suite)
+    human = Human.load(suite.resources)
     facts["judge"] = quality.judge_ordering(s, data, sampler, human, min(256, 8 * s.pool_size))
     print(json.dumps({k: round(v["score"], 3) for k, v in facts["judge"].items()}, indent=1), flush=True)
     train_proxies(s, data, sampler, human, suite, work, out)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from transformers import CLIPModel
 
+from overopt_bench.encoders.mini import mini_features
 from overopt_bench.rewards.human import Human
-from overopt_bench.rewards.mini import AestheticHead, CrossAttentionScorer, SimilarityScorer, image_embeddings
+from overopt_bench.rewards.mini import AestheticHead, CrossAttentionScorer, SimilarityScorer
 from overopt_bench.suites.mini.recipe.data import EmojiSet, augment
 from overopt_bench.suites.mini.recipe.samples import Sampler
 from overopt_bench.suites.mini.recipe.settings import Settings
@@ -57,7 +58,7 @@ def train_aesthetic(
     ratings = rated.truth + s.rating_noise * torch.randn(rated.truth.shape, generator=g)
     ratings = (ratings - ratings.mean()) / ratings.std()
     with torch.no_grad():
-        embeddings = image_embeddings(clip, rated.images)
+        embeddings = mini_features(clip, rated.images)
     head = seeded(s.seed, "aesthetic", AestheticHead)
     assert isinstance(head, AestheticHead)
     head.mean.copy_(embeddings.mean(0))
