@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from overopt_bench.errors import UserError, explain, unknown_name
 from overopt_bench.prompts.tidy import overlap, tidy
-from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, rewards, suites
+from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, mitigations, rewards, suites
 from overopt_bench.text import read_text
 
 if TYPE_CHECKING:
-    from overopt_bench.types import Suite
+    from overopt_bench.types import Algorithm, Suite
 
 BudgetUnit = Literal["queries", "nfe", "seconds"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -49,15 +49,17 @@ class RunConfig(BaseModel):
     eval_seed: int = Field(0, ge=0, le=2**63 - 1)
     train_split: str = "train"
     train_prompts: tuple[str, ...] = ()
+    mitigation: tuple[str, ...] = ()
     model: str | None = None
     precision: Precision = "float32"
     tag: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=60)
 
     def folder(self, out: Path) -> Path:
-        """Where the run is recorded: ``out/suite[-model]/proxy/algo/seedN[-tag]``."""
+        """Where the run is recorded: ``out/suite[-model]/proxy/algo[+mitigation]/seedN[-tag]``."""
         suite = self.suite + (f"-{_file_name(self.model)}" if self.model else "")
         run = f"seed{self.seed}" + (f"-{self.tag}" if self.tag else "")
-        return out / suite / self.proxy.replace(":", "-") / self.algo / run
+        algo = "+".join([self.algo, *self.mitigation]).replace(":", "-")
+        return out / suite / self.proxy.replace(":", "-") / algo / run
 
     def training_prompts(self, suite: Suite) -> tuple[str, ...]:
         """The user's own prompts, else those of the suite's split."""
@@ -69,7 +71,7 @@ class RunConfig(BaseModel):
         Fields that came after the first results count only where they are used, so those keep their hash.
         """
         content = self.model_dump(mode="json")
-        later: dict[str, Any] = {"model": None, "precision": "float32", "train_prompts": []}
+        later: dict[str, Any] = {"model": None, "precision": "float32", "train_prompts": [], "mitigation": []}
         content = {k: v for k, v in content.items() if k not in later or v != later[k]}
         skip = memory_only(self.algo)
         content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
@@ -130,6 +132,30 @@ def resolve_params(algo: str, suite: str, given: Mapping[str, Any]) -> dict[str,
         raise explain(error, algo, params.model_fields) from None
 
 
+def resolve_mitigations(algo: type[Algorithm], given: Iterable[str]) -> tuple[str, ...]:
+    """Check each mitigation and return the texts that stand for them, all parameters written out.
+
+    Raises:
+        UserError: for an unknown name, a wrong or missing parameter, one that is given twice, or one that the algorithm
+            cannot be run with.
+    """
+    from overopt_bench.types.mitigation import parse_mitigation, write_mitigation
+
+    chosen: dict[str, str] = {}
+    for text in given:
+        name, values = parse_mitigation(text)
+        cls = mitigations.get(name)
+        try:
+            params = cls.Params(**values)
+        except ValidationError as error:
+            raise explain(error, f"--mitigation {name}", cls.Params.model_fields) from None
+        cls.check(algo, params)
+        if name in chosen:
+            raise UserError(f"--mitigation {name} is given twice: {chosen[name]} and {text}")
+        chosen[name] = write_mitigation(name, params)
+    return tuple(chosen.values())
+
+
 def resolve(given: Mapping[str, Any]) -> RunConfig:
     """What a user gave (names of ``RunConfig``; None means not given) to a complete, checked configuration.
 
@@ -151,8 +177,9 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     get_suite(suite.name, model=values.get("model"))
     defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
+    chosen = resolve_mitigations(algo, values["mitigation"])
     try:
-        return RunConfig(**{**defaults, **values, "proxy": proxy.name, "gold": gold, "params": params})
+        return RunConfig(**{**defaults, **values, "gold": gold, "params": params, "mitigation": chosen})
     except ValidationError as error:
         raise explain(error, "", RunConfig.model_fields) from None
 
@@ -170,13 +197,17 @@ def _checked_shapes(values: dict[str, Any]) -> dict[str, Any]:
     gold = (gold,) if isinstance(gold, str) else gold
     if not isinstance(gold, list | tuple) or not all(isinstance(name, str) for name in gold):
         raise UserError(f"--gold must be names of rewards, not {gold!r}")
+    chosen = values.get("mitigation", ())
+    chosen = (chosen,) if isinstance(chosen, str) else chosen
+    if not isinstance(chosen, list | tuple) or not all(isinstance(text, str) for text in chosen):
+        raise UserError(f"--mitigation must be texts such as kl:beta=0.01, not {chosen!r}")
     if not isinstance(values.get("params", {}), Mapping):
         raise UserError(f"params must be a mapping such as {{lr: 1.0e-4}}, not {values['params']!r}")
     if values.get("budget_unit", "queries") != "queries" and "budget" not in values:
         raise UserError(f"--budget-unit {values['budget_unit']} needs --budget: the suite's default counts queries")
     if values.get("train_prompts"):
         values = {**values, "train_prompts": tidy(values["train_prompts"], "train_prompts")[0]}
-    return {**values, "gold": gold}
+    return {**values, "gold": gold, "mitigation": chosen}
 
 
 def _check_split(suite: type[Suite], split: str) -> None:

@@ -1,4 +1,4 @@
-"""Which algorithms, rewards and suites exist.
+"""Which algorithms, mitigations, rewards and suites exist.
 
 Built-ins and installed packages announce themselves by entry points, which are loaded on first use; the
 decorators below put the classes in. A single file can be added with ``--plugin`` (see ``plugins.py``).
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from overopt_bench.errors import UserError, explain, unknown_name
 
 if TYPE_CHECKING:
-    from overopt_bench.types import Algorithm, DerivedReward, Resources, Reward, RewardParams, Suite
+    from overopt_bench.types import Algorithm, Mitigation, Reward, Suite
 
 T = TypeVar("T")
 AlgorithmClass = TypeVar("AlgorithmClass", bound="type[Algorithm]")
+MitigationClass = TypeVar("MitigationClass", bound="type[Mitigation]")
 RewardClass = TypeVar("RewardClass", bound="type[Reward]")
 DerivedClass = TypeVar("DerivedClass", bound="type[DerivedReward]")
 SuiteClass = TypeVar("SuiteClass", bound="type[Suite]")
@@ -29,7 +30,7 @@ class Registry(Generic[T]):
     """Classes by name, and for rewards by suite: one name may stand for another class in each suite.
 
     Args:
-        kind: "algorithm", "reward" or "suite"; for messages, and the plural's entry-point group.
+        kind: "algorithm", "mitigation", "reward" or "suite"; for messages, and the plural's entry-point group.
         base: name of the base class in ``overopt_bench.types``, which is imported only when needed (it needs torch).
     """
 
@@ -195,13 +196,20 @@ def _derive(
 
 
 algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")
-rewards = RewardRegistry()
+mitigations: Registry[Mitigation] = Registry("mitigation", "Mitigation")
+rewards: Registry[Reward] = Registry("reward", "Reward")
 suites: Registry[Suite] = Registry("suite", "Suite")
 
 
 def register_algorithm(cls: AlgorithmClass) -> AlgorithmClass:
     """Class decorator: make an ``Algorithm`` known by its ``name``."""
     algorithms.add(cls)
+    return cls
+
+
+def register_mitigation(cls: MitigationClass) -> MitigationClass:
+    """Make a ``Mitigation`` known by its ``name``; a class decorator."""
+    mitigations.add(cls)
     return cls
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from overopt_bench.registry import suites
 from overopt_bench.report.load import Run, full_settings
 
-NOT_COMPARED = {"algo", "params", "seed", "gold", "proxy", "tag"}  # everything else must be equal within a figure
+NOT_COMPARED = {
+    "algo",
+    "params",
+    "seed",
+    "gold",
+    "proxy",
+    "mitigation",
+    "tag",
+}  # everything else must be equal within a figure
 
 REFERENCES = ("base", "best_of_n")  # what is shown beside the algorithms that train
 

@@ -81,8 +81,9 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The algorithm, with the tag where there is one: tags stand for other settings."""
-        return self.algo + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
+        """The algorithm, with its mitigations and the tag where there are any: tags stand for other settings."""
+        name = " + ".join([self.algo, *self.config.get("mitigation", ())])
+        return name + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
 
 
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:

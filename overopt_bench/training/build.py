@@ -12,11 +12,12 @@ from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, check_prompts
 from overopt_bench.diffusion.policy import DiffusionPolicy
-from overopt_bench.registry import algorithms
+from overopt_bench.registry import algorithms, mitigations
 from overopt_bench.seeding import Generators
 from overopt_bench.sizing import micro_batch
 from overopt_bench.training.budget import Budget, Metered
-from overopt_bench.types import Algorithm, Reward, Suite, TrainContext
+from overopt_bench.types import Algorithm, Mitigations, Policy, Reward, Suite, TrainContext
+from overopt_bench.types.mitigation import parse_mitigation
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,20 @@ def assemble(
         feature_dim=proxy.feature_dim or suite.clip_dim, prompts=prompts,
         draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
         budget_left=budget.queries_left, micro_batch=training,
+        mitigations=make_mitigations(config.mitigation, policy),
     )  # fmt: skip
     algorithm = cls(context, cls.Params(**config.params))
     return Assembly(replace(runtime, micro_batch=training), policy, budget, generators, algorithm, own_encoder)
+
+
+def make_mitigations(texts: Sequence[str], policy: Policy) -> Mitigations:
+    """Build the mitigations of a run from the texts of its configuration, such as ``kl:beta=0.01,where=loss``."""
+    chosen = []
+    for text in texts:
+        name, values = parse_mitigation(text)
+        cls = mitigations.get(name)
+        chosen.append(cls(policy, cls.Params(**values)))
+    return Mitigations(chosen)
 
 
 def draw_prompts(prompts: Sequence[str], generator: torch.Generator, n: int, per_prompt: int) -> list[str]:

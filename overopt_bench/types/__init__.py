@@ -6,6 +6,16 @@ of step ``i`` and ``latents[:, i + 1]`` its output.
 """
 
 from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
+from overopt_bench.types.mitigation import (
+    ChainRows,
+    Hook,
+    LossRows,
+    Mitigation,
+    MitigationParams,
+    Mitigations,
+    TransitionRows,
+    path_kl,
+)
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.resources import Resources
 from overopt_bench.types.reward import DerivedReward, Reward, RewardParams
@@ -17,8 +27,13 @@ __all__ = [
     "AlgorithmParams",
     "Architecture",
     "Candidates",
-    "DerivedReward",
+    "ChainRows",
+    "Hook",
+    "LossRows",
     "MeteredReward",
+    "Mitigation",
+    "MitigationParams",
+    "Mitigations",
     "Policy",
     "Resources",
     "Reward",
@@ -28,4 +43,6 @@ __all__ = [
     "TrainContext",
     "Trajectory",
     "Transition",
+    "TransitionRows",
+    "path_kl",
 ]

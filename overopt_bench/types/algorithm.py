@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
 from overopt_bench.compute.optimizer import Optimizer
+from overopt_bench.types.mitigation import Hook, Mitigations
 from overopt_bench.types.policy import Policy
 
 
@@ -53,6 +54,7 @@ class TrainContext:
         budget_left: queries that may still be spent (a large number for other budget units).
         micro_batch: samples per pass with a graph, unless an algorithm's own parameter says otherwise.
         optimizers: those that were made here; the harness records the steps that they skip.
+        mitigations: of the run; an algorithm calls them in the places that its ``hooks`` name.
 
     With several processes all see the same numbers and generators; ``policy.world`` says which share is this one's.
     """
@@ -67,6 +69,7 @@ class TrainContext:
     budget_left: Callable[[], int]
     micro_batch: int = 128
     optimizers: list[Optimizer] = field(default_factory=list)
+    mitigations: Mitigations = field(default_factory=Mitigations)
 
     def policy_optimizer(self, lr: float, weight_decay: float, max_grad_norm: float) -> Optimizer:
         """The optimizer of the policy's trainable parameters."""
@@ -107,6 +110,7 @@ class Algorithm(ABC):
     needs_gradient: ClassVar[bool] = False
     trains: ClassVar[bool] = True  # False: the policy stays the base model
     selects: ClassVar[bool] = False  # True, where it does not train: it picks among base samples
+    hooks: ClassVar[frozenset[Hook]] = frozenset({"stop"})  # where it calls its mitigations; the harness asks for stops
 
     def __init__(self, ctx: TrainContext, params: Any) -> None:
         self.ctx = ctx
