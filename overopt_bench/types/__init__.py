@@ -17,8 +17,8 @@ from overopt_bench.types.mitigation import (
     path_kl,
 )
 from overopt_bench.types.policy import Policy, Trajectory
-from overopt_bench.types.resources import Resources
-from overopt_bench.types.reward import DerivedReward, Reward, RewardParams
+from overopt_bench.types.reward import Reward
+from overopt_bench.types.schedule import Prediction, Schedule
 from overopt_bench.types.suite import Architecture, Suite, SuiteDefaults
 from overopt_bench.types.transition import Transition
 
@@ -35,9 +35,9 @@ __all__ = [
     "MitigationParams",
     "Mitigations",
     "Policy",
-    "Resources",
+    "Prediction",
     "Reward",
-    "RewardParams",
+    "Schedule",
     "Suite",
     "SuiteDefaults",
     "TrainContext",
