@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
+from overopt_bench.types import Algorithm, AlgorithmParams, ChainRows, TrainContext
 
 
 class AlignPropParams(AlgorithmParams):
@@ -64,6 +64,7 @@ class AlignProp(Algorithm):
         "backpropagation of a differentiable reward through the last steps of the sampler (DRaFT-K: truncation=fixed)"
     )
     Params = AlignPropParams
+    hooks = frozenset({"reward", "loss", "stop"})
     needs_gradient = True
 
     def __init__(self, ctx: TrainContext, params: AlignPropParams) -> None:
@@ -81,11 +82,14 @@ class AlignProp(Algorithm):
         for part in world.parts(n, self.micro_batch):
             words = [prompts[k] for k in part.tolist()]
             # x_0 .. x_{T-K} without a graph, the last K steps and the decoder with one
-            images = policy.rollout_from(
-                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.params.checkpoint
-            ).images  # [m, 3, H, W], differentiable
-            r = self.ctx.proxy(images, words)  # [m]
-            loss = -r if self.params.loss == "maximise" else (r - self.params.target).abs()
+            chains = policy.rollout_from(
+                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.params.checkpoint,
+                with_kl=self.ctx.mitigations.reads_kl("reward", "loss"),
+            )  # images [m, 3, H, W], differentiable  # fmt: skip
+            r = self.ctx.proxy(chains.images, words)  # [m]
+            learned = self.ctx.mitigations.reward(r, chains)  # [m]
+            loss = -learned if self.params.loss == "maximise" else (learned - self.params.target).abs()
+            loss = loss + self.ctx.mitigations.penalty(ChainRows(chains))
             loss = self.params.loss_coefficient * loss.sum() / n
             self.optimizer.backward_part(loss)
             r, loss = r.detach().double().cpu(), loss.detach().double().cpu()

@@ -20,6 +20,7 @@ class Base(Algorithm):
     summary = "no training: the reference that all curves start from"
     Params = BaseParams
     trains = False
+    hooks = frozenset()
 
     def step(self) -> dict[str, float]:
         return {}

@@ -60,6 +60,7 @@ class BestOfN(Algorithm):
     summary = "no training: the proxy's favourite of n base samples, unbiased estimate, KL = log n - (n-1)/n"
     Params = BestOfNParams
     trains = False
+    hooks = frozenset()
     selects = True
 
     def __init__(self, ctx: Any, params: BestOfNParams) -> None:

@@ -8,7 +8,14 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
+from overopt_bench.algorithms.ppo import (
+    HOOKS,
+    PerPromptStats,
+    PolicyUpdater,
+    PPOParams,
+    draw_epoch_prompts,
+    zero_spread_share,
+)
 from overopt_bench.compute.moments import moments
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, TrainContext
@@ -58,6 +65,7 @@ class DDPO(Algorithm):
     name = "ddpo"
     summary = "policy gradient over denoising steps with clipped importance sampling (or reinforce)"
     Params = DDPOParams
+    hooks = HOOKS
 
     def __init__(self, ctx: TrainContext, params: DDPOParams) -> None:
         super().__init__(ctx, params)
@@ -68,11 +76,14 @@ class DDPO(Algorithm):
         # 1. sample N chains x_0 .. x_T from the current policy; keep log p_old of every transition
         prompts = draw_epoch_prompts(self.ctx, self.params.samples_per_epoch, self.params.images_per_prompt)
         with torch.no_grad():
-            trajectory = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"])
+            trajectory = self.ctx.policy.rollout(
+                prompts, self.ctx.generators["sampling"], with_kl=self.ctx.mitigations.reads_kl("reward", "advantages")
+            )
             rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
+            learned = self.ctx.mitigations.reward(rewards, trajectory)  # [N]
 
         # 2. one advantage per image, used at every step of its chain
-        advantages = self.per_prompt_stats.update(prompts, rewards)  # [N]
+        advantages = self.per_prompt_stats.update(prompts, learned)  # [N]
         mean, deviation = moments(rewards)
         metrics = {
             "proxy/mean": mean,
@@ -80,6 +91,8 @@ class DDPO(Algorithm):
             "advantage_spread": moments(advantages)[1],
             "zero_spread_prompts": zero_spread_share(advantages, prompts),
         }
+        advantages = advantages[:, None].expand(-1, self.ctx.policy.num_steps)  # [N, T]
+        advantages = self.ctx.mitigations.advantages(advantages, trajectory)
         advantages = advantages.clamp(-self.params.advantage_clip, self.params.advantage_clip)
 
         # 3. clipped importance-sampling updates
@@ -89,7 +102,7 @@ class DDPO(Algorithm):
         for _ in range(self.params.inner_epochs):
             for sample, step in self.batches(len(prompts)):  # flat indices of the transitions of one update
                 words = [prompts[k] for k in sample.tolist()]
-                old, advantage = log_probs_old[sample, step], advantages[sample]
+                old, advantage = log_probs_old[sample, step], advantages[sample, step]
                 records.append(self.updater.step(x[sample, step], x_next[sample, step], step, words, old, advantage))
         means = dict(zip(PolicyUpdater.METRICS, torch.tensor(records).mean(0).tolist(), strict=True))
         first = records[0][PolicyUpdater.METRICS.index("clipfrac")]

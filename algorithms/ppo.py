@@ -12,9 +12,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from overopt_bench.compute.moments import standardise
-from overopt_bench.types import AlgorithmParams, TrainContext
+from overopt_bench.types import AlgorithmParams, Hook, TrainContext, TransitionRows
 
 Reduction = Literal["mean", "sum"]
+HOOKS: frozenset[Hook] = frozenset({"reward", "advantages", "loss", "stop"})  # where both call their mitigations
 
 
 class PPOParams(AlgorithmParams):
@@ -67,6 +68,7 @@ class PolicyUpdater:
 
     def __init__(self, ctx: TrainContext, params: PPOParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator
+        self.mitigations = ctx.mitigations
         self.micro_batch = params.micro_batch or ctx.micro_batch
         self.optimizer = ctx.policy_optimizer(lr, params.weight_decay, params.max_grad_norm)
         self.dimensions = math.prod(ctx.policy.latent_shape)
@@ -100,6 +102,9 @@ class PolicyUpdater:
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:  # score function
                 loss = -advantages[part] * log_probs
+            rows = TransitionRows(self.policy, transition, x[part], step[part], words)
+            # divided as the log-probabilities are, so that a nat weighs the same against an advantage
+            loss = loss + self.reduce(self.mitigations.penalty(rows))
             self.optimizer.backward_part(loss.sum() / total)
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()

@@ -9,7 +9,14 @@ from pydantic import Field
 from torch import Tensor
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
+from overopt_bench.algorithms.ppo import (
+    HOOKS,
+    PerPromptStats,
+    PolicyUpdater,
+    PPOParams,
+    draw_epoch_prompts,
+    zero_spread_share,
+)
 from overopt_bench.algorithms.recycler import Recycler
 from overopt_bench.compute.moments import moments, standardise
 from overopt_bench.registry import register_algorithm
@@ -53,6 +60,7 @@ class TDPO(Algorithm):
     name = "tdpo"
     summary = "a temporal critic on intermediate images and updates per timestep"
     Params: ClassVar[type[AlgorithmParams]] = TDPOParams
+    hooks = HOOKS
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
         super().__init__(ctx, params)
@@ -74,19 +82,23 @@ class TDPO(Algorithm):
         # 1. sample N chains; the critic looks at every trained step's noisy latent, decoded as it is
         prompts = draw_epoch_prompts(self.ctx, self.params.samples_per_epoch, self.params.images_per_prompt)
         with torch.no_grad():
-            trajectory = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"])
+            trajectory = self.ctx.policy.rollout(
+                prompts, self.ctx.generators["sampling"], with_kl=self.ctx.mitigations.reads_kl("reward", "advantages")
+            )
             rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
+            learned = self.ctx.mitigations.reward(rewards, trajectory)  # [N]
             features = self.encode(trajectory.latents[:, : self.updater.trained_steps])  # [N, T, D]
             values_old = self.critic.eval()(features)  # [N, T]
 
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
-        normalised = self.per_prompt_stats.update(prompts, rewards)  # [N]
+        normalised = self.per_prompt_stats.update(prompts, learned)  # [N]
         returns = normalised[:, None].expand_as(values_old)  # [N, T], gamma 1
         explained = explained_variance(returns, values_old)
         advantages = returns - values_old
         size = torch.maximum(returns.abs(), values_old.abs()).max().item()  # of what the differences are rounded at
         spread = moments(advantages, size)[1]  # population, as NumPy's in the code; 0, not NaN, for one transition
         advantages = standardise(advantages, epsilon=1e-8, magnitude=size)  # over the whole epoch
+        advantages = self.ctx.mitigations.advantages(advantages, trajectory)
         log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps

@@ -113,8 +113,10 @@ class ToyPolicy:
         shape = (self.num_steps + 1, n, *self.latent_shape)
         return torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
 
-    def rollout(self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None) -> Trajectory:
-        return self._chains(self.draw_noise(len(prompts), generator), prompts, None, eta=eta)
+    def rollout(
+        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False
+    ) -> Trajectory:
+        return self._chains(self.draw_noise(len(prompts), generator), prompts, None, eta=eta, with_kl=with_kl)
 
     def rollout_from(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False, with_kl: bool = False

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from overopt_bench.registry import register_mitigation
-from overopt_bench.types import Hook, LossRows, Mitigation, MitigationParams, Trajectory, path_kl
+from overopt_bench.types import Hook, LossRows, Mitigation, MitigationParams, Trajectory, step_kl
 
 
 class KLParams(MitigationParams):
     """The weight of the penalty, and where it acts."""
 
     beta: float = Field(ge=0, allow_inf_nan=False, description="reward that a nat of KL costs; 0 changes no number")
-    where: Literal["loss", "reward"] = Field(
+    where: Literal["loss", "reward", "both"] = Field(
         "loss",
-        description="loss: added to each trained transition's loss [DPOK, Flow-GRPO]; reward: the whole path's KL taken"
-        " from the proxy's score [Gao et al.]",
+        description="loss: added to each trained transition's loss [DPOK, Flow-GRPO]; reward: the path's KL taken from the"
+        " proxy's score; both: each transition's own in the loss, that of the steps after it in its advantage",
     )
 
 
@@ -29,9 +30,10 @@ class KL(Mitigation):
     KL_i = ||mu_theta(x_i) - mu_base(x_i)||^2 / (2 sigma_i^2), summed over the latent's dimensions; the path KL is its
     sum over the steps of a sampled chain. It costs one pass of the base model for each step where it is read.
 
-    In the loss of policy gradients it moves each transition towards the base model's at the sampled states, weighed
-    against normalised advantages; in the reward, before advantages are formed, it counts where a chain goes, in the
-    proxy's own units. Where the sampler itself is differentiated (AlignProp) both are one gradient, of the last steps.
+    The gradient of the path KL has two parts: each transition's own KL at the states that were sampled, and where the
+    chain goes from there. ``loss`` is the first part, weighed against normalised advantages; ``reward`` is the second,
+    in the proxy's own units, before advantages are formed; ``both`` is the whole gradient, against advantages. Where the
+    sampler itself is differentiated (AlignProp) ``loss`` and ``reward`` each are the whole gradient, of the last steps.
     """
 
     name = "kl"
@@ -42,11 +44,21 @@ class KL(Mitigation):
     @classmethod
     def uses(cls, params: KLParams) -> frozenset[Hook]:
         """Say where it acts; with beta 0 it does not act, so that its passes are saved too."""
-        return frozenset({params.where} if params.beta else ())
+        places: dict[str, frozenset[Hook]] = {
+            "loss": frozenset({"loss"}), "reward": frozenset({"reward"}), "both": frozenset({"loss", "advantages"})
+        }  # fmt: skip
+        return places[params.where] if params.beta else frozenset()
 
     def reward(self, rewards: Tensor, trajectory: Trajectory) -> Tensor:
         """Take beta times the path KL from each reward ``[B]``."""
-        return rewards - self.params.beta * path_kl(trajectory)
+        return rewards - self.params.beta * step_kl(trajectory).sum(1)
+
+    def advantages(self, advantages: Tensor, trajectory: Trajectory) -> Tensor:
+        """Take beta times the KL of the steps after each step from its advantage ``[B, T]``."""
+        kl = step_kl(trajectory)
+        later = torch.zeros_like(kl)
+        later[:, :-1] = kl[:, 1:].flip(1).cumsum(1).flip(1)  # what a step can still change, its own KL is not among it
+        return advantages - self.params.beta * later
 
     def loss(self, rows: LossRows) -> Tensor:
         """Return beta times the KL of each row ``[m]``."""

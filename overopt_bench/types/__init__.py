@@ -14,7 +14,7 @@ from overopt_bench.types.mitigation import (
     MitigationParams,
     Mitigations,
     TransitionRows,
-    path_kl,
+    step_kl,
 )
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.reward import Reward
@@ -44,5 +44,5 @@ __all__ = [
     "Trajectory",
     "Transition",
     "TransitionRows",
-    "path_kl",
+    "step_kl",
 ]

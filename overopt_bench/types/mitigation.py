@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,21 +93,21 @@ class ChainRows:
     @property
     def kl(self) -> Tensor:
         """The exact path KL of each chain ``[m]``; its gradient is that of the steps which carry a graph."""
-        return path_kl(self.trajectory)
+        return step_kl(self.trajectory).sum(1)
 
 
-def path_kl(trajectory: Trajectory) -> Tensor:
-    """Sum the exact KL to the base model over the steps of each chain: ``[B]``, in nats.
+def step_kl(trajectory: Trajectory) -> Tensor:
+    """Return the exact KL to the base model of each step of each chain: ``[B, T]``, in nats.
 
     Raises:
         ValueError: where the chains were drawn without their KL; a mitigation that reads it says ``reads_kl = True``.
     """
     if trajectory.kl is None:
         raise ValueError("the chains were drawn without their KL; set `reads_kl = True` on the mitigation's class")
-    return trajectory.kl.sum(1)
+    return trajectory.kl
 
 
-class Mitigation(ABC):
+class Mitigation:
     """One change to a training that is meant to hold overoptimization back, for any algorithm that offers its hooks.
 
     A subclass defines the hooks that it needs, among ``reward``, ``advantages``, ``loss`` and ``stop``, and no others.

@@ -53,13 +53,16 @@ class Policy(Protocol):
     nfe: int  # U-Net evaluations so far: one per latent and per guidance branch
     device: torch.device
 
-    def rollout(self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None) -> Trajectory:
+    def rollout(
+        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False
+    ) -> Trajectory:
         """Draw one image per prompt, without a graph; in micro-batches, shared among processes.
 
         Args:
             prompts: B prompts.
             generator: what the noise is drawn from; the same draws whatever ``eta`` is.
             eta: ``[T]`` noise of each step, in place of the schedule's own; a step with 0 is deterministic.
+            with_kl: also give ``kl``, at the price of a pass of the base model a step.
         """
         ...
 
