@@ -5,13 +5,14 @@ With ``truncation=fixed`` it is DRaFT-K (Clark et al. 2024, arXiv 2309.17400) fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import Algorithm, AlgorithmParams, ChainRows, TrainContext
+from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
 
 
 class AlignPropParams(AlgorithmParams):
@@ -34,20 +35,6 @@ class AlignPropParams(AlgorithmParams):
     loss_coefficient: float = Field(
         0.01, gt=0, description="scales the loss: sets how often the norm clip acts [2024 code]"
     )
-    checkpoint: bool = Field(
-        True,
-        description="recompute activations in the backward pass [paper]",
-        json_schema_extra={"memory_only": True},
-    )
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="images per network pass, none: as the harness; gradient and noise are those of the whole batch"
-        " [ours]",
-        json_schema_extra={"memory_only": True},
-    )
-
-    mini: ClassVar[dict[str, Any]] = {"batch_size": 32, "lr": 3e-4, "checkpoint": False, "loss_coefficient": 1.0}
 
 
 @register_algorithm
@@ -60,17 +47,28 @@ class AlignProp(Algorithm):
     """
 
     name = "alignprop"
+    title = "AlignProp"
     summary = (
         "backpropagation of a differentiable reward through the last steps of the sampler (DRaFT-K: truncation=fixed)"
     )
+    paper = "2310.03739"
     Params = AlignPropParams
-    hooks = frozenset({"reward", "loss", "stop"})
+    params: AlignPropParams
     needs_gradient = True
+    recomputes = True  # [paper]
+    steady: ClassVar[Mapping[str, Any]] = {"truncation": "fixed", "grad_steps": 5}
 
     def __init__(self, ctx: TrainContext, params: AlignPropParams) -> None:
         super().__init__(ctx, params)
-        self.micro_batch = params.micro_batch or ctx.micro_batch
         self.optimizer = ctx.policy_optimizer(params.lr, params.weight_decay, params.max_grad_norm)
+
+    @classmethod
+    def cost(cls, params: AlignPropParams, num_steps: int) -> ImageCost:
+        mean = {
+            "random": (num_steps + 1) / 2, "normal": max(1.0, 0.16 * num_steps + 0.5), "full": num_steps,
+            "fixed": min(params.grad_steps, num_steps),
+        }  # fmt: skip
+        return ImageCost(backpropagated=mean[params.truncation])
 
     def step(self) -> dict[str, float]:
         n = min(self.params.batch_size, self.ctx.budget_left())
@@ -79,17 +77,14 @@ class AlignProp(Algorithm):
         policy, world = self.ctx.policy, self.ctx.policy.world
         noise = policy.draw_noise(n, self.ctx.generators["sampling"])  # [T+1, n, C, h, w]
         sums = torch.zeros(3, dtype=torch.float64)  # of r, r^2 and the loss
-        for part in world.parts(n, self.micro_batch):
+        for part in world.parts(n, self.ctx.micro_batch):
             words = [prompts[k] for k in part.tolist()]
             # x_0 .. x_{T-K} without a graph, the last K steps and the decoder with one
-            chains = policy.rollout_from(
-                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.params.checkpoint,
-                with_kl=self.ctx.mitigations.reads_kl("reward", "loss"),
-            )  # images [m, 3, H, W], differentiable  # fmt: skip
-            r = self.ctx.proxy(chains.images, words)  # [m]
-            learned = self.ctx.mitigations.reward(r, chains)  # [m]
-            loss = -learned if self.params.loss == "maximise" else (learned - self.params.target).abs()
-            loss = loss + self.ctx.mitigations.penalty(ChainRows(chains))
+            images = policy.rollout_from(
+                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.ctx.checkpoint
+            ).images  # [m, 3, H, W], differentiable
+            r = self.ctx.proxy(images, words)  # [m]
+            loss = -r if self.params.loss == "maximise" else (r - self.params.target).abs()
             loss = self.params.loss_coefficient * loss.sum() / n
             self.optimizer.backward_part(loss)
             r, loss = r.detach().double().cpu(), loss.detach().double().cpu()

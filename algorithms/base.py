@@ -17,10 +17,10 @@ class Base(Algorithm):
     """No training and no queries; evaluated at both ends of the budget."""
 
     name = "base"
+    title = "The base model"
     summary = "no training: the reference that all curves start from"
     Params = BaseParams
-    trains = False
-    hooks = frozenset()
+    role = "stays"
 
     def step(self) -> dict[str, float]:
         return {}

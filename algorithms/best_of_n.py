@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import Algorithm, AlgorithmParams, Candidates
+from overopt_bench.types import AlgorithmParams, Candidates, Selection, TrainContext
 
 
 def best_of_n_weights(pool: int, n: int) -> Tensor:
@@ -50,23 +50,21 @@ class BestOfNParams(AlgorithmParams):
 
 
 @register_algorithm
-class BestOfN(Algorithm):
+class BestOfN(Selection):
     """No training: n grows with the budget, n = queries / (training prompts x ``selected_per_prompt``).
 
     Every prompt has its own pool of ``selected_per_prompt`` x n samples; over it the estimate for n is unbiased.
     """
 
     name = "best_of_n"
+    title = "Best-of-n"
     summary = "no training: the proxy's favourite of n base samples, unbiased estimate, KL = log n - (n-1)/n"
     Params = BestOfNParams
-    trains = False
-    hooks = frozenset()
-    selects = True
+    params: BestOfNParams
 
-    def __init__(self, ctx: Any, params: BestOfNParams) -> None:
+    def __init__(self, ctx: TrainContext, params: BestOfNParams) -> None:
         super().__init__(ctx, params)
         self.drawn = 0
-        self.found: Candidates | None = None
 
     @torch.no_grad()
     def step(self) -> dict[str, float]:
@@ -76,13 +74,22 @@ class BestOfN(Algorithm):
         images = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"]).images  # [n, 3, H, W]
         scores = self.ctx.proxy(images, prompts).cpu()  # [n]
         self.drawn += n
-        pool = self.drawn // len(self.ctx.prompts)  # of the prompt with the smallest
-        pixels = (images * 255).round().to(torch.uint8).cpu()
-        self.found = Candidates(prompts, pixels, scores, max(1, pool // self.params.selected_per_prompt))
+        self.last_round = Candidates(prompts, (images * 255).round().to(torch.uint8).cpu(), scores)
         return {"proxy/mean": scores.mean().item(), "proxy/std": scores.std(unbiased=False).item()}
 
-    def candidates(self) -> Candidates | None:
-        return self.found
+    def candidates(self) -> Candidates:
+        return self.last_round
+
+    @property
+    def n(self) -> int:
+        """The smallest pool of a prompt yields ``selected_per_prompt`` images, each the best of so many."""
+        return max(1, self.drawn // len(self.ctx.prompts) // self.params.selected_per_prompt)
+
+    def weights(self, pool: int) -> Tensor:
+        return best_of_n_weights(pool, self.n)
+
+    def kl(self) -> float:
+        return best_of_n_kl(self.n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}

@@ -58,7 +58,7 @@ class TemporalCritic(nn.Module):
     def probe(self, features: Tensor) -> list[Tensor]:
         """ReLU of each hidden layer's output ``[P, H_l]`` in float32, without dropout.
 
-        The ReLU is the recycler's own where the critic has none, as in TDPO's code.
+        The ReLU is the probe's own where the critic has none, as in TDPO's code.
         """
         out, h = [], features.float()
         for layer in self.linear_layers()[:-1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -18,7 +18,7 @@ from overopt_bench.algorithms.ppo import (
 )
 from overopt_bench.compute.moments import moments
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import Algorithm, TrainContext
+from overopt_bench.types import Algorithm, ImageCost, TrainContext
 
 
 class DDPOParams(PPOParams):
@@ -46,11 +46,6 @@ class DDPOParams(PPOParams):
             )
         return inner_epochs
 
-    mini: ClassVar[dict[str, Any]] = {
-        "samples_per_epoch": 128, "images_per_prompt": 16, "lr": 1e-3,
-        "clip_range": 0.2, "log_prob_reduction": "sum", "skip_last_steps": 2, "stats_buffer": 16,
-    }  # fmt: skip
-
 
 @register_algorithm
 class DDPO(Algorithm):
@@ -63,14 +58,20 @@ class DDPO(Algorithm):
     """
 
     name = "ddpo"
+    title = "DDPO"
     summary = "policy gradient over denoising steps with clipped importance sampling (or reinforce)"
+    paper = "2305.13301"
     Params = DDPOParams
-    hooks = HOOKS
+    params: DDPOParams
 
     def __init__(self, ctx: TrainContext, params: DDPOParams) -> None:
         super().__init__(ctx, params)
         self.updater = PolicyUpdater(ctx, params, params.lr, params.estimator)
         self.per_prompt_stats = PerPromptStats(params.stats_buffer, params.stats_min_count)
+
+    @classmethod
+    def cost(cls, params: DDPOParams, num_steps: int) -> ImageCost:
+        return ImageCost(trained=params.trained_steps(num_steps) * params.inner_epochs)
 
     def step(self) -> dict[str, float]:
         # 1. sample N chains x_0 .. x_T from the current policy; keep log p_old of every transition

@@ -39,17 +39,10 @@ class PPOParams(AlgorithmParams):
     )
     stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
     stats_buffer: int = Field(32, ge=1, validate_default=True, description="rewards remembered per prompt [both codes]")
-    micro_batch: int | None = Field(
-        None,
-        ge=1,
-        description="transitions per network pass, none: as the harness [ours]",
-        json_schema_extra={"memory_only": True},
-    )
-    checkpoint: bool = Field(
-        False,
-        description="recompute the U-Net's blocks in the backward pass [ours]",
-        json_schema_extra={"memory_only": True},
-    )
+
+    def trained_steps(self, num_steps: int) -> int:
+        """Return how many of T denoising steps, from the noisiest on, enter the loss; at least one."""
+        return max(1, num_steps - self.skip_last_steps)
 
     @field_validator("stats_buffer")
     @classmethod
@@ -68,15 +61,14 @@ class PolicyUpdater:
 
     def __init__(self, ctx: TrainContext, params: PPOParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator
-        self.mitigations = ctx.mitigations
-        self.micro_batch = params.micro_batch or ctx.micro_batch
+        self.micro_batch, self.checkpoint = ctx.micro_batch, ctx.checkpoint
         self.optimizer = ctx.policy_optimizer(lr, params.weight_decay, params.max_grad_norm)
         self.dimensions = math.prod(ctx.policy.latent_shape)
 
     @property
     def trained_steps(self) -> int:
         """How many of the T steps, from the noisiest on, enter the loss; at least one."""
-        return max(1, self.policy.num_steps - self.params.skip_last_steps)
+        return self.params.trained_steps(self.policy.num_steps)
 
     def reduce(self, log_probs: Tensor) -> Tensor:
         """Summed log-probabilities as they are, or divided by the latent's dimensions as in the published codes."""
@@ -94,7 +86,7 @@ class PolicyUpdater:
         total, sums, world = len(x), torch.zeros(4), self.policy.world
         for part in world.parts(total, self.micro_batch):
             words = [prompts[k] for k in part.tolist()]
-            transition = self.policy.transition(x[part], step[part], words, self.params.checkpoint)
+            transition = self.policy.transition(x[part], step[part], words, self.checkpoint)
             log_probs = self.reduce(transition.log_prob(x_next[part]))
             log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
             ratio = log_ratio.exp()

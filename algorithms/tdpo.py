@@ -9,18 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.algorithms.ppo import (
-    HOOKS,
-    PerPromptStats,
-    PolicyUpdater,
-    PPOParams,
-    draw_epoch_prompts,
-    zero_spread_share,
-)
-from overopt_bench.algorithms.recycler import Recycler
+from overopt_bench.algorithms.dormancy import Dormancy
+from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.compute.moments import moments, standardise
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import Algorithm, AlgorithmParams, TrainContext
+from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
 
 
 class TDPOParams(PPOParams):
@@ -42,11 +35,6 @@ class TDPOParams(PPOParams):
         256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64, redrawn each epoch]"
     )
 
-    mini: ClassVar[dict[str, Any]] = {
-        "samples_per_epoch": 128, "images_per_prompt": 16, "lr": 1e-3, "critic_lr": 1e-3, "clip_range": 0.2,
-        "log_prob_reduction": "sum", "skip_last_steps": 2, "stats_buffer": 16,
-    }  # fmt: skip
-
 
 @register_algorithm
 class TDPO(Algorithm):
@@ -58,9 +46,11 @@ class TDPO(Algorithm):
     """
 
     name = "tdpo"
+    title = "TDPO"
     summary = "a temporal critic on intermediate images and updates per timestep"
+    paper = "2402.08552"
     Params: ClassVar[type[AlgorithmParams]] = TDPOParams
-    hooks = HOOKS
+    params: TDPOParams
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
         super().__init__(ctx, params)
@@ -76,7 +66,12 @@ class TDPO(Algorithm):
             self.critic.parameters(), params.critic_lr, params.weight_decay, params.max_grad_norm
         )
         self.per_prompt_stats = PerPromptStats(params.stats_buffer, params.stats_min_count)
-        self.recycler = Recycler(self.critic, self.critic_optimizer.adamw, params, ctx.generators["critic"])
+        self.dormancy = Dormancy(self.critic, params.probe_size, ctx.generators["critic"])
+
+    @classmethod
+    def cost(cls, params: TDPOParams, num_steps: int) -> ImageCost:
+        steps = params.trained_steps(num_steps)
+        return ImageCost(trained=steps, encoded=steps)
 
     def step(self) -> dict[str, float]:
         # 1. sample N chains; the critic looks at every trained step's noisy latent, decoded as it is
@@ -113,7 +108,7 @@ class TDPO(Algorithm):
             records.append([*policy_row, *critic_row])
 
         # 4. record the critic's dormant neurons; TDPO-R resets some of them now and then
-        self.recycler.end_of_epoch(features)
+        self.end_of_epoch(features)
         names = (*PolicyUpdater.METRICS, "critic/loss", "critic/grad_norm")
         mean, deviation = moments(rewards)
         return {
@@ -150,13 +145,17 @@ class TDPO(Algorithm):
         self.critic_optimizer.backward(self.params.critic_coefficient * loss)  # of the whole batch, on every process
         return [loss.item(), self.critic_optimizer.step()]
 
+    def end_of_epoch(self, features: Tensor) -> None:
+        """Look at the critic after the updates of an epoch; features: ``[N, T, D]`` of that epoch."""
+        self.dormancy.end_of_epoch(features)
+
     def critic_events(self) -> list[dict[str, Any]]:
-        return self.recycler.take_events()
+        return self.dormancy.take_events()
 
     def _parts(self) -> dict[str, Any]:
         return {
             "optimizer": self.updater.optimizer, "critic": self.critic, "critic_optimizer": self.critic_optimizer,
-            "per_prompt_stats": self.per_prompt_stats, "recycler": self.recycler,
+            "per_prompt_stats": self.per_prompt_stats, "recycler": self.dormancy,  # by its first name, which checkpoints hold
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

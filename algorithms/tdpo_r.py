@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from overopt_bench.algorithms.neurons import ResetMode
+from overopt_bench.algorithms.dormancy import ResetMode, choose_units, reset_units
 from overopt_bench.algorithms.tdpo import TDPO, TDPOParams
 from overopt_bench.registry import register_algorithm
 
@@ -27,9 +28,6 @@ class TDPORParams(TDPOParams):
         "keep", description="Adam's step count of touched tensors: keep [tdpo code] or zero [ReDo port]"
     )
 
-    # the published ten resets a run: every 10 of 100 epochs there, every 3 of 32 here
-    mini: ClassVar[dict[str, Any]] = {**TDPOParams.mini, "reset_period": 3}
-
 
 @register_algorithm
 class TDPOR(TDPO):
@@ -42,5 +40,26 @@ class TDPOR(TDPO):
     """
 
     name = "tdpo_r"
+    title = "TDPO-R"
     summary = "TDPO with periodic resets of the critic's active neurons (or dormant, random, all)"
     Params = TDPORParams
+    params: TDPORParams
+
+    def end_of_epoch(self, features: Tensor) -> None:
+        super().end_of_epoch(features)
+        if self.params.reset != "none" and self.dormancy.epoch % self.params.reset_period == 0:
+            self.reset_critic()
+
+    def reset_critic(self) -> None:
+        """Draw the chosen hidden neurons of the critic anew, and record the critic before and after."""
+        self.dormancy.note("before_reset")
+        generator = self.ctx.generators["critic"]
+        # a neuron is dormant where its mean activation, over its layer's mean, is at most the threshold (ReDo);
+        # the paper resets the others: "active" is the complement of the dormant
+        dormant = self.dormancy.dormant(self.params.dormant_threshold)
+        chosen = [choose_units(layer, self.params.reset, generator) for layer in dormant]
+        count = reset_units(
+            self.critic.linear_layers(), chosen, self.critic_optimizer.adamw, self.critic.std, generator,
+            outgoing=self.params.reset_outgoing, adam_step=self.params.reset_adam_step,
+        )  # fmt: skip
+        self.dormancy.note("after_reset", reset_units=count)

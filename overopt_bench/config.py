@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BudgetUnit = Literal["queries", "nfe", "seconds"]
 Precision = Literal["float32", "bfloat16", "float16"]
+MEMORY_PARAMS = frozenset({"micro_batch", "checkpoint"})  # parameters in early records; options of the machine today
 LONGEST_NAME = 200  # bytes of a model in a folder's name; file systems allow 255 for the whole
 
 
@@ -66,15 +67,14 @@ class RunConfig(BaseModel):
         return self.train_prompts or suite.prompts[self.train_split]
 
     def config_hash(self) -> str:
-        """SHA-256 of the canonical JSON, without parameters that only trade memory for time.
+        """SHA-256 of the canonical JSON, without ``MEMORY_PARAMS``.
 
         Fields that came after the first results count only where they are used, so those keep their hash.
         """
         content = self.model_dump(mode="json")
         later: dict[str, Any] = {"model": None, "precision": "float32", "train_prompts": [], "mitigation": []}
         content = {k: v for k, v in content.items() if k not in later or v != later[k]}
-        skip = memory_only(self.algo)
-        content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
+        content["params"] = {k: v for k, v in content["params"].items() if k not in MEMORY_PARAMS}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -87,11 +87,19 @@ def _file_name(model: str) -> str:
     return f"{hashlib.sha256(os.fsencode(model)).hexdigest()[:12]}-{end}"
 
 
-def memory_only(algo: str) -> set[str]:
-    """Names of the algorithm's parameters that change memory and speed but no result."""
-    fields = algorithms.get(algo).Params.model_fields
-    extras = {name: field.json_schema_extra for name, field in fields.items()}
-    return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("memory_only")}
+def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
+    """A pydantic error as one readable line; ``what`` opens each part, ``allowed`` are the field names."""
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(x) for x in item["loc"]) or "value"
+        if item["type"] == "extra_forbidden":
+            parts.append(str(unknown_name(f"{what} parameter".strip(), name, allowed)))
+        elif item["type"] == "missing":
+            parts.append(f"{what} {name} is required".strip())
+        else:
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            parts.append(f"{what} {name}={item['input']!r}: {message}".strip())
+    return UserError("; ".join(parts))
 
 
 def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
@@ -115,13 +123,18 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def resolve_params(algo: str, suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """An algorithm's parameters: the paper's defaults, then its ``mini`` values in that suite, then the user's.
+    """Resolve an algorithm's parameters: the paper's defaults, then the suite's settings, then the user's.
 
     Raises:
         UserError: for an unknown name, a wrong type or a value out of range.
     """
     params = algorithms.get(algo).Params
-    values = {**(params.mini if suite == "mini" else {}), **given}
+    for name in given.keys() & MEMORY_PARAMS - params.model_fields.keys():
+        raise UserError(
+            f"{name} is no parameter of {algo}: it changes memory and speed but no result; use the option"
+            f" --{name.replace('_', '-')}"
+        )
+    values = {**suites.get(suite).settings(algo), **given}
     for name, value in values.items():
         field = params.model_fields.get(name)
         if value == "none" and field is not None and type(None) in get_args(field.annotation):
@@ -262,6 +275,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: {error}") from None
     if isinstance(content, dict) and content.keys() >= {"schema", "config"}:
         content = content["config"]
+        if isinstance(content, dict) and isinstance(content.get("params"), dict):
+            content["params"] = {k: v for k, v in content["params"].items() if k not in MEMORY_PARAMS}
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must be a mapping of options, such as `algo: ddpo`")
     allowed = {*RunConfig.model_fields, "plugin"}

@@ -232,7 +232,7 @@ def test_alignprop_update(grad_steps: int, loss: Literal["target", "maximise"]) 
     assert grad_steps == T - settings["cases"][str(grad_steps)]
     params = AlignProp.Params(
         batch_size=4, truncation="fixed", grad_steps=grad_steps, lr=settings["train_learning_rate"], weight_decay=1e-4,
-        max_grad_norm=1.0, loss=loss, target=10.0, loss_coefficient=1.0, checkpoint=False,
+        max_grad_norm=1.0, loss=loss, target=10.0, loss_coefficient=1.0,
     )  # fmt: skip
     algorithm = AlignProp(given(policy, PROVENANCE["prompts"]), params)
     gradients = watch(algorithm.optimizer, policy)

@@ -29,9 +29,11 @@ SETTINGS: dict[str, tuple[type[Algorithm], dict[str, Any]]] = {
 }
 
 
-def build(name: str, *, policy: ToyPolicy | None = None, seed: int = 0, **changes: Any) -> Any:
+def build(name: str, *, policy: ToyPolicy | None = None, seed: int = 0, micro_batch: int = 128, **changes: Any) -> Any:
     cls, params = SETTINGS[name]
-    return cls(context(policy or ToyPolicy(), seed=seed), cls.Params(**{**params, **changes}))
+    ctx = context(policy or ToyPolicy(), seed=seed)
+    ctx.micro_batch = micro_batch
+    return cls(ctx, cls.Params(**{**params, **changes}))
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from toy_policy import Spy, ToyPolicy, ToyProxy, context
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.algorithms.neurons import dormant_mask
+from overopt_bench.algorithms.dormancy import dormant_mask
 from overopt_bench.algorithms.ppo import PolicyUpdater
 from overopt_bench.algorithms.tdpo import TDPO, explained_variance
 from overopt_bench.algorithms.tdpo_r import TDPOR
@@ -125,26 +125,27 @@ def test_dropout_is_unbiased_and_from_its_own_generator() -> None:
 def test_probe_is_the_first_rounds_and_equal_over_timesteps() -> None:
     algorithm = build(probe_size=15)
     features = torch.stack([torch.arange(3.0).expand(12, 3), torch.arange(12.0)[:, None].expand(12, 3)], -1)
-    algorithm.recycler.end_of_epoch(features)
-    probe = algorithm.recycler.probe.clone()
+    algorithm.dormancy.end_of_epoch(features)
+    probe = algorithm.dormancy.probe.clone()
     assert torch.bincount(probe[:, 0].long()).tolist() == [5, 5, 5] and len(probe[:, 1].unique()) > 3
-    algorithm.recycler.end_of_epoch(features + 100)
-    assert torch.equal(algorithm.recycler.probe, probe)
+    algorithm.dormancy.end_of_epoch(features + 100)
+    assert torch.equal(algorithm.dormancy.probe, probe)
 
 
 def test_resets_come_with_the_period_and_its_threshold() -> None:
     algorithm = build(TDPOR, reset="dormant", reset_period=2, dormant_threshold=0.5)
     when, sizes = [], []
     for _ in range(5):
-        reset, wrapped = algorithm.recycler._reset, []
+        reset, wrapped = algorithm.reset_critic, []
 
-        def spy(probe: Tensor, reset: Any = reset, wrapped: list[int] = wrapped) -> None:
-            wrapped.append(sum(int(dormant_mask(a, 0.5).sum()) for a in algorithm.critic.probe(probe)))
-            reset(probe)
+        def spy(reset: Any = reset, wrapped: list[int] = wrapped) -> None:
+            activations = algorithm.critic.probe(algorithm.dormancy.probe)
+            wrapped.append(sum(int(dormant_mask(a, 0.5).sum()) for a in activations))
+            reset()
 
-        algorithm.recycler._reset = spy
+        algorithm.reset_critic = spy
         algorithm.step()
-        algorithm.recycler._reset = reset
+        algorithm.reset_critic = reset
         events = algorithm.critic_events()
         when.append([e["when"] for e in events])
         if wrapped:
@@ -161,7 +162,7 @@ def test_tdpo_records_dormant_neurons_and_never_resets() -> None:
     events = algorithm.critic_events()
     assert [e["when"] for e in events] == ["record"] * 3
     assert [row["units"] for row in events[0]["layers"]] == [8, 4] and events[0]["all"]["units"] == 12
-    expected = [int(dormant_mask(a, 0.1).sum()) for a in algorithm.critic.probe(algorithm.recycler.probe)]
+    expected = [int(dormant_mask(a, 0.1).sum()) for a in algorithm.critic.probe(algorithm.dormancy.probe)]
     assert [row["dormant"]["0.1"] for row in events[-1]["layers"]] == expected
 
 

@@ -181,16 +181,16 @@ def test_best_of_n_hands_over_every_scored_image() -> None:
     noise = copy.deepcopy(ctx.generators["sampling"])
     expected = [Bright().rollout(["ant"] * n, noise).images for n in (7, 7, 4)]
     algorithm.step()
-    rounds = [algorithm.candidates()]
+    rounds, chosen = [algorithm.candidates()], [algorithm.n]
     resumed = BestOfN(ctx, BestOfN.Params(samples_per_round=7, selected_per_prompt=2))
     resumed.load_state_dict(copy.deepcopy(algorithm.state_dict()))
     while ctx.budget_left():
         resumed.step()
         rounds.append(resumed.candidates())
-    found = [one for one in rounds if one is not None]
+        chosen.append(resumed.n)
     # 18 samples leave the smallest of four pools with 4: two selections of two
-    assert [one.n for one in found] == [1, 1, 2]
-    assert tuple(p for one in found for p in one.prompts) == tuple(PROMPTS[k % 4] for k in range(18))
-    pixels, images = torch.cat([one.images for one in found]), torch.cat(expected)
+    assert chosen == [1, 1, 2]
+    assert tuple(p for one in rounds for p in one.prompts) == tuple(PROMPTS[k % 4] for k in range(18))
+    pixels, images = torch.cat([one.images for one in rounds]), torch.cat(expected)
     assert pixels.dtype == torch.uint8 and torch.equal(pixels, (images * 255).round().to(torch.uint8))
-    torch.testing.assert_close(torch.cat([one.proxy for one in found]), -((images[:, 0, 0, 0] - 1) ** 2))
+    torch.testing.assert_close(torch.cat([one.proxy for one in rounds]), -((images[:, 0, 0, 0] - 1) ** 2))

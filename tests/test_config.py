@@ -22,6 +22,7 @@ from overopt_bench.plugins import Plugin
 from overopt_bench.recording.provenance import resume_command
 
 pytestmark = pytest.mark.usefixtures("tiny")
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 GIVEN: dict[str, Any] = {"algo": "climb", "proxy": "darkness", "suite": "tiny"}
 
 
@@ -29,13 +30,33 @@ def test_defaults_come_from_suite_and_algorithm() -> None:
     config = resolve(GIVEN)
     assert (config.budget, config.num_steps, config.eval_points, config.seed) == (64, 4, 3, 0)
     assert config.gold == ("truth",)
-    assert config.params == {"lr": 1e-3, "epochs": 1, "clip": 1.0, "kind": "a", "micro_batch": 8}
+    assert config.params == {"lr": 1e-3, "epochs": 7, "clip": 1.0, "kind": "a"}
 
 
-def test_mini_values_hold_in_the_mini_suite_only_and_the_user_wins() -> None:
-    assert resolve_params("climb", "mini", {})["epochs"] == 7
-    assert resolve_params("climb", "tiny", {})["epochs"] == 1
-    assert resolve_params("climb", "mini", {"epochs": 3})["epochs"] == 3
+def test_a_suites_settings_hold_there_only_and_the_user_wins() -> None:
+    assert resolve_params("climb", "tiny", {})["epochs"] == 7
+    assert resolve_params("climb", "mini", {})["epochs"] == resolve_params("slide", "tiny", {})["epochs"] == 1
+    assert resolve_params("climb", "tiny", {"epochs": 3})["epochs"] == 3
+
+
+@pytest.mark.parametrize("name", ["micro_batch", "checkpoint"])
+def test_what_only_takes_memory_is_an_option_and_no_parameter(name: str) -> None:
+    with pytest.raises(
+        UserError, match=f"{name} is no parameter of climb.* use the option --{name.replace('_', '-')}$"
+    ):
+        resolve({**GIVEN, "params": {name: 1}})
+
+
+def test_records_from_when_it_was_one_keep_their_hash_and_can_be_run_again() -> None:
+    """The repository's reference records, whose parameters hold what is an option of the machine today."""
+    names: set[str] = set()
+    for file in sorted((REFERENCE / "mini" / "imagereward").glob("*/seed0/config.json")):
+        record = json.loads(file.read_text())
+        names |= record["config"]["params"].keys()
+        assert RunConfig(**record["config"]).config_hash() == record["config_hash"]
+        again = resolve(read_config_file(file))
+        assert again.config_hash() == record["config_hash"] and not again.params.keys() & {"micro_batch", "checkpoint"}
+    assert names >= {"micro_batch", "checkpoint"}
 
 
 def test_the_suites_gold_is_always_recorded_once() -> None:
@@ -49,9 +70,8 @@ def test_a_proxy_that_is_also_gold_is_allowed_with_a_warning() -> None:
     assert "'truth' is also a gold reward" in line
 
 
-def test_hash_covers_all_but_memory() -> None:
+def test_hash_covers_all() -> None:
     base = resolve(GIVEN)
-    assert base.config_hash() == resolve({**GIVEN, "params": {"micro_batch": 2}}).config_hash()
     assert base.config_hash() == resolve(json.loads(base.model_dump_json())).config_hash()
     others = [
         {"params": {"lr": 0.5}},

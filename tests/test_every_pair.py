@@ -36,5 +36,5 @@ def test_runs_to_the_end_of_its_budget(algo: str, proxy: str, tmp_path: Path) ->
     evals = [e for e in events if e["event"] == "eval"]
     assert evals[0]["queries"] == 0 and evals[0]["train/path_kl/mean"] == 0
     assert evals[-1]["queries"] == 32 and {"train/human/mean", f"train/{proxy}/mean"} <= evals[-1].keys()
-    if algorithms.get(algo).trains:
+    if algorithms.get(algo).role == "trains":
         assert evals[-1]["train/path_kl/mean"] > 0 and [e for e in events if e["event"] == "train"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from overopt_bench.algorithms.critic import TemporalCritic
-from overopt_bench.algorithms.neurons import (
+from overopt_bench.algorithms.dormancy import (
     DormantRecord,
     choose_units,
     dormant_mask,

@@ -86,11 +86,6 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     assert before == {p: p.read_bytes() for p in before}
 
 
-def test_memory_only_parameters_may_change(tmp_path: Path) -> None:
-    filled(tmp_path)
-    assert opened(tmp_path, params={"micro_batch": 5}).resume()[0] is not None
-
-
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     folder = config().folder(tmp_path)
     folder.mkdir(parents=True)

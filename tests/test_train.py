@@ -273,14 +273,14 @@ def test_diversity_by_hand() -> None:
 
 def test_rounding_that_fills_the_clip_range_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A clip range far below float32's error, in batches of other sizes than the samples were drawn in."""
-    params = {"samples_per_epoch": 16, "clip_range": 1e-12, "micro_batch": 3}
+    params = {"samples_per_epoch": 16, "clip_range": 1e-12}
     folder = run(tmp_path, budget=32, eval_points=2, params=params)
     assert capsys.readouterr().err.count("of ratios are outside the clip range before any update") == 1
     assert all(row["clipfrac/first"] > 0.05 for row in events(folder, "train"))
 
 
 def test_float32_leaves_the_published_clip_range_free(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    params = {"samples_per_epoch": 16, "clip_range": 1e-4, "log_prob_reduction": "mean", "micro_batch": 3}
+    params = {"samples_per_epoch": 16, "clip_range": 1e-4, "log_prob_reduction": "mean"}
     folder = run(tmp_path, budget=32, eval_points=2, params=params)
     assert [row["clipfrac/first"] for row in events(folder, "train")] == [0, 0]
     assert capsys.readouterr().err == ""

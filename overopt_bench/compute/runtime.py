@@ -16,6 +16,8 @@ class Runtime:
     device: ``cpu``, ``cuda`` or ``cuda:N``.
     weights: a folder to read weights from instead of the Hub and its cache.
     micro_batch: samples per network pass; None takes what fits.
+    checkpoint: recompute activations in the backward pass, which takes less memory and more time; None does so where
+        the algorithm's authors do and the suite's networks are not small.
     compile: run the U-Net through ``torch.compile``.
     attention: sdpa (torch's fused kernels), eager or xformers; None leaves diffusers' choice.
     """
@@ -23,6 +25,7 @@ class Runtime:
     device: str = "cpu"
     weights: Path | None = None
     micro_batch: int | None = None
+    checkpoint: bool | None = None
     compile: bool = False
     attention: str | None = None
 
@@ -36,5 +39,7 @@ class Runtime:
         ):
             if value is not None:
                 yield from (f"--{name}", str(value))
+        if self.checkpoint is not None:
+            yield "--checkpoint" if self.checkpoint else "--no-checkpoint"
         if self.compile:
             yield "--compile"

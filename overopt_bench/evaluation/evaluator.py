@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
 from overopt_bench.config import RunConfig
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.evaluation.scoring import checked, shared_scores
 from overopt_bench.prompts.tidy import overlap
 from overopt_bench.seeding import stable_seed
-from overopt_bench.types import Candidates, Reward, Suite
+from overopt_bench.types import Reward, Suite
 
 IMAGES_PER_PROMPT = 4  # pairs within a prompt give the diversity
 COLUMNS = 16
@@ -70,24 +69,6 @@ def summary(key: str, values: Tensor) -> dict[str, float]:
     return {f"{key}/mean": values.mean().item(), f"{key}/stderr": spread, f"{key}/count": len(values)}
 
 
-@dataclass
-class Pool:
-    """What is known of the base samples that a method without training has drawn: prompts, proxy and all scores ``[N]``."""
-
-    prompts: list[str] = field(default_factory=list)
-    proxy: Tensor = field(default_factory=lambda: torch.empty(0))
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    n: int = 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, to go on from."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
-        vars(self).update(state)
-
-
 class Evaluator:
     """Evaluates policies of one run, always on the same prompts and noise.
 
@@ -107,7 +88,6 @@ class Evaluator:
         self.trained_on = {
             split.name: overlap(self.train_prompts, dict.fromkeys(split.prompts)) for split in self.splits[1:]
         }
-        self.pool = Pool()
 
     def base_samples(self, count: int = CALIBRATION_IMAGES) -> tuple[Tensor, tuple[str, ...]]:
         """``count`` images of the base model ``[count, 3, H, W]`` over all training prompts, and their prompts.
@@ -159,38 +139,3 @@ class Evaluator:
             pictures.append(images.cpu())
         self.policy.nfe = nfe  # evaluation is free
         return row, details, torch.cat(pictures)
-
-    @torch.no_grad()
-    def add_to_pool(self, found: Candidates) -> None:
-        """Ask all rewards about base samples that a method without training just scored; the images are not kept."""
-        images = found.images.to(self.policy.device).float() / 255
-        for name, reward in self.rewards.items():
-            new = checked(shared_scores(reward, images, found.prompts, self.policy.world), name, found.prompts).cpu()
-            self.pool.scores[name] = torch.cat([self.pool.scores.get(name, torch.empty(0)), new])
-        self.pool.proxy = torch.cat([self.pool.proxy, found.proxy])
-        self.pool.prompts += found.prompts
-        self.pool.n = found.n
-
-    def best_of_n(self) -> dict[str, Any]:
-        """The "eval" row of selection by the proxy among n base samples of each training prompt.
-
-        The estimate is unbiased over all subsets of n samples of each prompt's pool (see ``best_of_n_weights``);
-        its KL to the base is log n - (n-1)/n.
-        """
-        pool, n = self.pool, self.pool.n
-        groups = [[k for k, p in enumerate(pool.prompts) if p == prompt] for prompt in dict.fromkeys(pool.prompts)]
-        row: dict[str, Any] = {"n": n}
-        for name, scores in pool.scores.items():
-            estimates = []
-            for group in groups:
-                order = pool.proxy[group].sort().indices
-                weights = best_of_n_weights(len(group), n)
-                estimates.append((weights * scores[group][order]).sum())
-            row |= summary(f"train/{name}", torch.stack(estimates))
-        kl = best_of_n_kl(n)
-        return row | {
-            "train/path_kl/mean": kl,
-            "train/path_kl/stderr": 0.0,
-            "train/path_kl/count": len(groups),
-            "train/sqrt_kl": kl**0.5,
-        }

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from overopt_bench.errors import unknown_name
 from overopt_bench.sizing.flops import build_unet, build_vae, measure, unet_inputs
+from overopt_bench.types import ImageCost
 
 PASSES = ((False, False), (True, False), (True, True))  # (graph, checkpointed)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one U-Net pass on one latent (guidance doubles it) and of one decoded image.
+    """The costs of one U-Net pass on one latent (guidance doubles it) and of one decoded image.
 
     ``*_flops``: backward passes come without the forward pass, and with what they recompute where ``checkpointed``.
     ``train_bytes`` and ``decode_bytes`` are saved for the backward pass; ``*_peak_bytes``, ``sample_bytes`` and all
@@ -53,7 +53,10 @@ class Costs:
 def costs(
     unet_config: Mapping[str, Any], vae_config: Mapping[str, Any], dtype: torch.dtype, text_parameters: int = 0
 ) -> Costs:
-    """Of the architecture that two diffusers configs describe, in the run's precision; some seconds, then remembered."""
+    """Compute the costs of the architecture that two diffusers configs describe, in the run's precision.
+
+    It takes some seconds and is then remembered.
+    """
     return _costs(json.dumps([dict(unet_config), dict(vae_config)], sort_keys=True), dtype, text_parameters)
 
 
@@ -82,39 +85,34 @@ def _costs(configs: str, dtype: torch.dtype, text_parameters: int) -> Costs:
 
 def run_flops(
     costs: Costs,
-    algo: str,
+    image: ImageCost,
     *,
     queries: int,
     num_steps: int,
     guided: bool,
-    trained_steps: float | None = None,
-    inner_epochs: int = 1,
     checkpointed: bool = False,
     encoder_flops: float = 0.0,
     reward_flops: float = 0.0,
 ) -> float:
-    """FLOPs of a run, without its evaluations.
+    """Compute the FLOPs of a run, without its evaluations.
 
     Args:
-        queries: images shown to the proxy. num_steps: T. guided: two U-Net passes per step.
-        trained_steps: per image, those with a backward pass; None: T, or AlignProp's mean (T + 1) / 2 of a uniform K.
-        inner_epochs: of DDPO. checkpointed: the algorithm's parameter; AlignProp then also repeats the whole pass.
-        encoder_flops: TDPO's, per decoded latent. reward_flops: per image, all its passes.
-
-    Raises:
-        UserError: for an algorithm that is not known here.
+        costs: of the architecture.
+        image: what the algorithm computes for each image beside drawing, decoding and scoring it.
+        queries: images shown to the proxy.
+        num_steps: T, the denoising steps of a chain.
+        guided: whether classifier-free guidance doubles each pass of the U-Net.
+        checkpointed: whether activations are recomputed; backpropagation through the sampler then also repeats passes.
+        encoder_flops: of one image through the encoder of critics.
+        reward_flops: per image, all passes of the proxy.
     """
-    known = ("base", "best_of_n", "ddpo", "tdpo", "tdpo_r", "alignprop")
-    if algo not in known:
-        raise unknown_name("algorithm", algo, known)
-    width, alignprop = (2 if guided else 1), algo == "alignprop"
-    image = num_steps * width * costs.unet_flops + costs.decode_flops + reward_flops
-    trained = trained_steps or ((num_steps + 1) / 2 if alignprop else num_steps)
+    width = 2 if guided else 1
     backward = costs.unet_backward_flops_checkpointed if checkpointed else costs.unet_backward_flops
-    if alignprop:
-        decode = costs.decode_backward_flops_checkpointed if checkpointed else costs.decode_backward_flops
-        image += trained * width * (backward + checkpointed * costs.unet_flops) + decode
-    elif algo in ("ddpo", "tdpo", "tdpo_r"):
-        image += inner_epochs * trained * width * (costs.unet_flops + backward)
-        image += trained * (costs.decode_flops + encoder_flops) if algo != "ddpo" else 0.0
-    return queries * image
+    each = num_steps * width * costs.unet_flops + costs.decode_flops + reward_flops
+    each += image.predicted * width * costs.unet_flops
+    each += image.trained * width * (costs.unet_flops + backward)
+    each += image.encoded * (costs.decode_flops + encoder_flops)
+    if image.backpropagated:
+        each += image.backpropagated * width * (backward + checkpointed * costs.unet_flops)
+        each += costs.decode_backward_flops_checkpointed if checkpointed else costs.decode_backward_flops
+    return queries * each

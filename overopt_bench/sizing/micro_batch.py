@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from overopt_bench.diffusion.policy import MICRO_BATCH, PRECISIONS
 from overopt_bench.errors import UserError
 from overopt_bench.sizing.costs import Costs, costs
-from overopt_bench.types import Reward
+from overopt_bench.types import ImageCost, Reward
 
 HEADROOM = 0.15  # of a card: CUDA's context, the workspaces of kernels, fragmentation
 REWARD_GRAPH = 0.61e9  # bytes a differentiable image costs in CLIP ViT-H/14, the largest of the rewards
@@ -35,33 +35,46 @@ class Needs:
         return max(0, min(MICRO_BATCH, int(((1 - HEADROOM) * total - self.held) / each)))
 
 
-def needs(
-    cost: Costs, guided: bool, reward_bytes: float, *, backpropagates: bool, checkpoint: bool
-) -> Needs:  # fmt: skip
-    """Of one algorithm.
+def needs(cost: Costs, guided: bool, reward_bytes: float, image: ImageCost, checkpoint: bool) -> Needs:
+    """Compute what an algorithm needs.
 
     Args:
-        reward_bytes: weights of all rewards on the card. backpropagates: through sampler, decoder and reward, as
-            AlignProp; otherwise single transitions have a graph. checkpoint: the algorithm's parameter.
+        cost: of the architecture.
+        guided: whether classifier-free guidance doubles each pass of the U-Net.
+        reward_bytes: weights of all rewards on the card.
+        image: what the algorithm computes for each image.
+        checkpoint: whether activations are recomputed in the backward pass.
     """
     width = 2 if guided else 1
     sampling = max(width * cost.sample_bytes, cost.decode_sample_bytes)
     unet = width * (cost.train_bytes_checkpointed if checkpoint else cost.train_peak_bytes)
     decode = (cost.decode_bytes_checkpointed if checkpoint else cost.decode_peak_bytes) + REWARD_GRAPH
-    return Needs(cost.weight_bytes + reward_bytes, sampling, max(unet, decode) if backpropagates else unet)
+    training = max(unet, decode) if image.backpropagated else unet if image.trained else sampling
+    return Needs(cost.weight_bytes + reward_bytes, sampling, training)
 
 
 def pipeline_costs(pipeline: Any, precision: str) -> Costs:
-    """Of a loaded pipeline's U-Net and VAE."""
+    """Compute the costs of a loaded pipeline's U-Net and VAE."""
     encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
     text = sum(p.numel() for encoder in encoders if encoder is not None for p in encoder.parameters())
     return costs(dict(pipeline.unet.config), dict(pipeline.vae.config), PRECISIONS[precision], text)
 
 
 def choose(
-    pipeline: Any, precision: str, rewards: Iterable[Reward], guided: bool, algo: Any, params: Mapping[str, Any], device: str
+    pipeline: Any, precision: str, rewards: Iterable[Reward], guided: bool, device: str, *, algo: str, image: ImageCost,
+    checkpoint: bool,
 ) -> tuple[int, int]:  # fmt: skip
-    """Micro-batches for sampling and for training on this device, largest first that fit.
+    """Choose micro-batches for sampling and for training on this device, the largest that fit.
+
+    Args:
+        pipeline: the loaded base model.
+        precision: of its passes.
+        rewards: all that will be on the device.
+        guided: whether classifier-free guidance doubles each pass of the U-Net.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        algo: the algorithm's name, for the error.
+        image: what the algorithm computes for each image.
+        checkpoint: whether activations are recomputed in the backward pass.
 
     Raises:
         UserError: where the GPU cannot hold even one sample.
@@ -69,28 +82,23 @@ def choose(
     if torch.device(device).type != "cuda":
         return MICRO_BATCH, MICRO_BATCH
     total = torch.cuda.get_device_properties(device).total_memory
-    return fit(
-        needs(
-            pipeline_costs(pipeline, precision), guided, weight_bytes(rewards), backpropagates=algo.needs_gradient,
-            checkpoint=bool(params.get("checkpoint")),
-        ),
-        total, algo.name,
-    )  # fmt: skip
+    need = needs(pipeline_costs(pipeline, precision), guided, weight_bytes(rewards), image, checkpoint)
+    return fit(need, total, algo)
 
 
 def choose_sampling(
     pipeline: Any, precision: str, rewards: Iterable[Reward], guided: bool, device: str
 ) -> int:  # fmt: skip
-    """The micro-batch for sampling without training on this device, the largest that fits."""
+    """Choose the micro-batch for sampling without training on this device, the largest that fits."""
     if torch.device(device).type != "cuda":
         return MICRO_BATCH
     cost = pipeline_costs(pipeline, precision)
-    need = needs(cost, guided, weight_bytes(rewards), backpropagates=False, checkpoint=False)
+    need = needs(cost, guided, weight_bytes(rewards), ImageCost(), checkpoint=False)
     return max(1, need.fitting(torch.cuda.get_device_properties(device).total_memory, need.sampling))
 
 
 def fit(need: Needs, total: float, algo: str) -> tuple[int, int]:
-    """Micro-batches for sampling and for training on a card of ``total`` bytes.
+    """Fit micro-batches for sampling and for training into a card of ``total`` bytes.
 
     Raises:
         UserError: where even one sample is too much.
@@ -99,13 +107,13 @@ def fit(need: Needs, total: float, algo: str) -> tuple[int, int]:
     if not (sampling and training):
         raise UserError(
             f"{algo} needs about {need.least / 1e9:.0f} GB of GPU memory at the least and the card has {total / 1e9:.0f} GB;"
-            " --set checkpoint=true takes less, so do --precision bfloat16 and fewer golds; --micro-batch 1 tries all the same"
+            " --checkpoint takes less, so do --precision bfloat16 and fewer golds; --micro-batch 1 tries all the same"
         )
     return sampling, training
 
 
 def weight_bytes(rewards: Iterable[Reward]) -> float:
-    """Of the networks that rewards hold, those that several share counted once."""
+    """Add up the bytes of the networks that rewards hold, those that several share counted once."""
     seen: dict[int, int] = {}
     for reward in rewards:
         for network in reward.networks():

@@ -7,10 +7,13 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
 from overopt_bench.diffusion.pipelines import KINDS, PARTS, cast
 from overopt_bench.errors import UserError
@@ -21,6 +24,13 @@ STEMS = {  # of the weights' names, as diffusers and transformers write them
     "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model",
 }  # fmt: skip
 VARIANTS = (None, "fp16", "bf16")  # in order of preference, before any other
+
+
+@cache
+def read_settings(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Read the parameters that a suite sets for algorithms, by algorithm and name, from a YAML file."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return MappingProxyType({name: MappingProxyType(dict(params)) for name, params in content.items()})
 
 
 class WeightFile(NamedTuple):

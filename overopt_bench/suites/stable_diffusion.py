@@ -119,6 +119,7 @@ class SD14(StableDiffusionSuite):
     """The model of DDPO's and TDPO's experiments."""
 
     name = "sd14"
+    default_rank = 2
     summary = "Stable Diffusion v1.4 at 512 x 512 with the published rewards, the paper's experiment"
     image_size = 512
     repo = Repo(

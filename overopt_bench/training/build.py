@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from overopt_bench.types.mitigation import parse_mitigation
 
 @dataclass(frozen=True)
 class Assembly:
-    """``runtime`` with its device and micro-batch settled; ``own_encoder``: critics see the proxy's features."""
+    """``runtime`` with its device, micro-batch and recomputation settled; ``own_encoder``: critics see the proxy's features."""
 
     runtime: Runtime
     policy: DiffusionPolicy
@@ -45,14 +44,17 @@ def assemble(
             reward can judge.
     """
     check_prompts(config, suite)
-    cls: Any = algorithms.get(config.algo)
+    cls = algorithms.get(config.algo)
+    params = cls.Params(**config.params)
     pipeline = suite.pipeline()
-    runtime = replace(runtime, device=str(world.device))
+    checkpoint = cls.recomputes and not suite.small if runtime.checkpoint is None else runtime.checkpoint
+    runtime = replace(runtime, device=str(world.device), checkpoint=checkpoint)
     sampling = training = runtime.micro_batch
     if sampling is None or training is None:
         sampling, training = micro_batch.choose(
-            pipeline, config.precision, rewards.values(), config.guidance_scale != 1, cls, config.params, runtime.device
-        )
+            pipeline, config.precision, rewards.values(), config.guidance_scale != 1, runtime.device, algo=cls.name,
+            image=cls.cost(params, config.num_steps), checkpoint=checkpoint,
+        )  # fmt: skip
     policy = DiffusionPolicy(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
@@ -68,10 +70,9 @@ def assemble(
         encoder=proxy.features if own_encoder else suite.clip_features,
         feature_dim=proxy.feature_dim or suite.clip_dim, prompts=prompts,
         draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
-        budget_left=budget.queries_left, micro_batch=training,
-        mitigations=make_mitigations(config.mitigation, policy),
+        budget_left=budget.queries_left, micro_batch=training, checkpoint=checkpoint,
     )  # fmt: skip
-    algorithm = cls(context, cls.Params(**config.params))
+    algorithm = cls(context, params)
     return Assembly(replace(runtime, micro_batch=training), policy, budget, generators, algorithm, own_encoder)
 
 

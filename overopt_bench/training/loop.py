@@ -12,10 +12,19 @@ import torch
 
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import Stopped
+from overopt_bench.errors import DriftError, RunError, Stopped, UserError
+from overopt_bench.evaluation.evaluator import Evaluator
+from overopt_bench.evaluation.selection import SamplePool
 from overopt_bench.plugins import Plugin
-from overopt_bench.recording.trackers import check_tracker
-from overopt_bench.training.session import Session
+from overopt_bench.recording.provenance import provenance, resume_command
+from overopt_bench.recording.recorder import Snapshot, open_recorder
+from overopt_bench.recording.sessions import read_sessions
+from overopt_bench.recording.trackers import NoTracker, Tracker, check_tracker, open_tracker
+from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
+from overopt_bench.training.build import assemble
+from overopt_bench.training.progress import Progress
+from overopt_bench.training.stopping import StopSignals, print_last
+from overopt_bench.types import Algorithm, Selection
 
 SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is written changes no number
 
@@ -71,6 +80,7 @@ class _Session:
         self.algorithm: Algorithm = parts.algorithm
         self.mitigations = parts.algorithm.ctx.mitigations
         self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
+        self.pool = SamplePool(self.rewards, self.world, self.policy.device)
         self.origin = provenance(
             config, suite, self.rewards, parts.own_encoder, plugins, parts.runtime, processes=self.world.size
         )
@@ -89,7 +99,7 @@ class _Session:
         with self.stop.listening(self._overdue):
             try:
                 self._start()
-                spends = self.algorithm.trains or self.algorithm.selects
+                spends = self.algorithm.role != "stays"
                 with Progress(self.config, self.budget, quiet=not self.world.main, spends=spends) as self.progress:
                     self._loop()
                 self.recorder.status("complete", self.budget.queries)
@@ -199,10 +209,12 @@ class _Session:
             if self.budget.exhausted:
                 break
             self.stop.check()
-            if self.algorithm.trains:
-                self._step()
+            if self.algorithm.role == "stays":  # it stands at the budget's end at once
+                self.budget.forfeit()
             else:
-                self._select()
+                self._step()
+            if isinstance(self.algorithm, Selection):
+                self.pool.add(self.algorithm.candidates())
             if time.monotonic() - saved > SAVE_SECONDS and not self._due():
                 self._keep()
                 self._save()
@@ -247,19 +259,18 @@ class _Session:
         optimizers = self.algorithm.ctx.optimizers
         return {"optimizer_steps/skipped": sum(each.take_skipped() for each in optimizers)} if optimizers else {}
 
-    def _select(self) -> None:
-        """A round of a method without training. One that spends nothing (``base``) stands at the budget's end at once."""
-        if not self.algorithm.selects:
-            self.budget.forfeit()
-            return
-        self._step()
-        if (found := self.algorithm.candidates()) is not None:
-            self.evaluator.add_to_pool(found)
+    def _record(self, event: str, row: dict[str, Any]) -> None:
+        row = {**self._where(), **row}
+        self.recorder.write(event, row)
+        self.tracker.record({"event": event, **row})
+
+    def _where(self) -> dict[str, Any]:
+        return {"queries": self.budget.queries, "nfe": self.budget.nfe, "seconds": round(self.budget.seconds, 3)}
 
     def _evaluate(self) -> None:
         self.world.check_equal(self.policy.trainable())
-        if self.evaluator.pool.prompts:
-            row = self.evaluator.best_of_n()
+        if isinstance(self.algorithm, Selection) and self.pool.prompts:
+            row = self.pool.evaluate(self.algorithm)
         else:
             row, details, images = self.evaluator()
             name = self.recorder.image(self.budget.queries, images, details[0]["columns"])
@@ -276,9 +287,8 @@ class _Session:
         if not self.world.main:
             return
         state = {
-            "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(),
-            "mitigations": self.mitigations.state_dict(), "budget": self.budget.state_dict(),
-            "generators": self.generators.state_dict(), "pool": self.evaluator.pool.state_dict(),
+            "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(), "budget": self.budget.state_dict(),
+            "generators": self.generators.state_dict(), "pool": self.pool.state_dict(),
             "round": self.round, "point": self.point, "calibration": self.calibration,
         }  # fmt: skip
         self.kept = self.recorder.snapshot(self.budget.queries, state)
@@ -296,6 +306,6 @@ class _Session:
         self.algorithm.load_state_dict(state["algorithm"])
         self.mitigations.load_state_dict(state.get("mitigations", {}))  # older checkpoints have none
         self.budget.load_state_dict(state["budget"])
-        self.evaluator.pool.load_state_dict(state["pool"])
+        self.pool.load_state_dict(state["pool"])
         self.round, self.point = state["round"], state["point"]
         self.generators.load_state_dict(state["generators"])

@@ -5,16 +5,14 @@ Steps are counted in *sampling order*: ``i = 0`` is the noisiest, ``latents[:, i
 of step ``i`` and ``latents[:, i + 1]`` its output.
 """
 
-from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
-from overopt_bench.types.mitigation import (
-    ChainRows,
-    Hook,
-    LossRows,
-    Mitigation,
-    MitigationParams,
-    Mitigations,
-    TransitionRows,
-    step_kl,
+from overopt_bench.types.algorithm import (
+    Algorithm,
+    AlgorithmParams,
+    Candidates,
+    ImageCost,
+    MeteredReward,
+    Selection,
+    TrainContext,
 )
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.reward import Reward
@@ -27,9 +25,7 @@ __all__ = [
     "AlgorithmParams",
     "Architecture",
     "Candidates",
-    "ChainRows",
-    "Hook",
-    "LossRows",
+    "ImageCost",
     "MeteredReward",
     "Mitigation",
     "MitigationParams",
@@ -37,7 +33,7 @@ __all__ = [
     "Policy",
     "Prediction",
     "Reward",
-    "Schedule",
+    "Selection",
     "Suite",
     "SuiteDefaults",
     "TrainContext",

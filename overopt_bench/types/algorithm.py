@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -17,14 +17,14 @@ from overopt_bench.types.policy import Policy
 
 
 class AlgorithmParams(BaseModel):
-    """Base of every algorithm's parameters: frozen, unknown names refused, ranges checked by pydantic.
+    """The parameters of an algorithm: frozen, unknown names refused, ranges checked by pydantic.
 
-    Declare each with ``Field(default, gt=..., description="... [source of the default]")``; a subclass
-    may define ``mini: ClassVar[dict[str, Any]]``, the values that differ in the mini suite.
+    Declare each with ``Field(default, gt=..., description="... [source of the default]")``; the default is the paper's.
+    What a suite sets otherwise stands with the suite (``Suite.settings``). Parameters are science: what changes only
+    time and memory, such as micro-batches, is an option of the machine and reaches an algorithm through ``TrainContext``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-    mini: ClassVar[dict[str, Any]] = {}
 
 
 class MeteredReward(Protocol):
@@ -52,7 +52,8 @@ class TrainContext:
         generators: one named generator per purpose: "sampling", "batch" (shuffles, truncation draws),
             "critic" (critic initialisation, resets, dropout), "prompts".
         budget_left: queries that may still be spent (a large number for other budget units).
-        micro_batch: samples per pass with a graph, unless an algorithm's own parameter says otherwise.
+        micro_batch: samples per pass with a graph; changes memory and speed, no result.
+        checkpoint: whether to recompute activations in the backward pass; changes memory and speed, no result.
         optimizers: those that were made here; the harness records the steps that they skip.
         mitigations: of the run; an algorithm calls them in the places that its ``hooks`` name.
 
@@ -68,18 +69,19 @@ class TrainContext:
     generators: dict[str, Generator]
     budget_left: Callable[[], int]
     micro_batch: int = 128
+    checkpoint: bool = False
     optimizers: list[Optimizer] = field(default_factory=list)
     mitigations: Mitigations = field(default_factory=Mitigations)
 
     def policy_optimizer(self, lr: float, weight_decay: float, max_grad_norm: float) -> Optimizer:
-        """The optimizer of the policy's trainable parameters."""
+        """Make the optimizer of the policy's trainable parameters; see ``Optimizer``."""
         scaled = self.policy.dtype == torch.float16
         return self.optimizer(self.policy.trainable(), lr, weight_decay, max_grad_norm, scaled=scaled)
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, max_grad_norm: float, *, scaled: bool = False
     ) -> Optimizer:  # fmt: skip
-        """An optimizer of any other float32 parameters, such as a critic's; see ``Optimizer``."""
+        """Make an optimizer of any other float32 parameters, such as a critic's; see ``Optimizer``."""
         made = Optimizer(
             parameters, lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm, world=self.policy.world, scaled=scaled
         )  # fmt: skip
@@ -88,50 +90,123 @@ class TrainContext:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """A round of scored base samples: images ``[N, 3, H, W]`` uint8, proxy ``[N]``; n of the whole pool so far."""
+class ImageCost:
+    """What a round computes for each image that the proxy scores, beside drawing, decoding and scoring it.
 
-    prompts: tuple[str, ...]
-    images: Tensor
-    proxy: Tensor
-    n: int
+    From it the harness computes FLOPs, memory and the bare passes that ``bench`` compares a round with. All counts are
+    means over the images of a round and may be fractions.
+
+    Attributes:
+        predicted: latents that go through the U-Net once more without a graph, such as those of a reference policy.
+        trained: latents that go through the U-Net once more with a graph and back, each by itself: single transitions
+            of a chain, counted again in every pass over the samples.
+        backpropagated: last steps of the sampler that keep their graph. Where it is above 0 the gradient passes through
+            the reward and the decoder too.
+        encoded: latents that are decoded and shown to ``TrainContext.encoder``.
+    """
+
+    predicted: float = 0.0
+    trained: float = 0.0
+    backpropagated: float = 0.0
+    encoded: float = 0.0
+
+
+Role = Literal["trains", "selects", "stays"]
 
 
 class Algorithm(ABC):
-    """One way to improve a policy by a proxy reward.
+    """One way to improve a policy by a proxy reward; all that the harness knows of it stands on its class.
 
-    ``Params`` holds the defaults of the paper; ``needs_gradient`` says that the proxy must be
-    differentiable; ``summary`` is the one line that ``overopt-bench list`` shows.
+    Attributes:
+        name: the name on the command line and in records.
+        title: the name in sentences and figures, as in its paper; where it is empty, ``name``.
+        summary: the one line that ``overopt-bench list`` shows.
+        paper: the arXiv number, such as "2305.13301", by which reports order algorithms; empty where there is none.
+        Params: the parameters, with the defaults of the paper.
+        role: "trains" updates the policy; "selects" leaves it alone and picks among the base model's samples (a
+            subclass of ``Selection``); "stays" leaves it alone and spends nothing.
+        needs_gradient: whether the proxy must be differentiable.
+        recomputes: whether activations are recomputed in the backward pass where neither the user nor the suite says
+            otherwise, because the authors do so.
+        steady: parameters with which every round costs the same, for timing.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     summary: ClassVar[str]
+    paper: ClassVar[str] = ""
     Params: ClassVar[type[AlgorithmParams]]
+    role: ClassVar[Role] = "trains"
     needs_gradient: ClassVar[bool] = False
-    trains: ClassVar[bool] = True  # False: the policy stays the base model
-    selects: ClassVar[bool] = False  # True, where it does not train: it picks among base samples
-    hooks: ClassVar[frozenset[Hook]] = frozenset({"stop"})  # where it calls its mitigations; the harness asks for stops
+    recomputes: ClassVar[bool] = False
+    steady: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, ctx: TrainContext, params: Any) -> None:
         self.ctx = ctx
         self.params = params
 
+    @classmethod
+    def cost(cls, params: Any, num_steps: int) -> ImageCost:
+        """Say what a round computes for each image; override it, or ``doctor`` and ``bench`` count the sampling alone.
+
+        Args:
+            params: an instance of ``Params``.
+            num_steps: T, the denoising steps of a chain.
+        """
+        return ImageCost()
+
     @abstractmethod
     def step(self) -> dict[str, float]:
-        """One round: sample, score, update. Returns scalars for the record, with names from the field."""
+        """Do one round: sample, score, update.
+
+        Returns:
+            Scalars for the record, with names from the field, such as "proxy/mean" and "loss".
+        """
 
     def critic_events(self) -> list[dict[str, Any]]:
-        """Critic records (dormant ratios, resets) since the last call; the harness writes them."""
+        """Take the critic's records (dormant ratios, resets) since the last call; the harness writes them."""
         return []
-
-    def candidates(self) -> Candidates | None:
-        """The last round's base samples, for methods that select instead of training."""
-        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the policy's weights and the generators: optimizers, critics, statistics."""
+        """Return everything but the policy's weights and the generators: optimizers, critics, statistics."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``; the run then goes on bit for bit."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A round of scored base samples: N prompts, images ``[N, 3, H, W]`` uint8 and the proxy's scores ``[N]``."""
+
+    prompts: tuple[str, ...]
+    images: Tensor
+    proxy: Tensor
+
+
+class Selection(Algorithm):
+    """A method that does not train: it picks among the base model's samples by the proxy.
+
+    The harness keeps a pool of all candidates with the scores of every reward, and evaluates the method by the weights
+    that it gives to the pool of each prompt.
+    """
+
+    role = "selects"
+
+    @abstractmethod
+    def candidates(self) -> Candidates:
+        """Return the samples of the last round."""
+
+    @property
+    @abstractmethod
+    def n(self) -> int:
+        """The number of samples of which one is kept, for all that was drawn so far."""
+
+    @abstractmethod
+    def weights(self, pool: int) -> Tensor:
+        """Return the weight ``[pool]`` of each sample of a prompt, sorted by the proxy in ascending order; the sum is 1."""
+
+    @abstractmethod
+    def kl(self) -> float:
+        """Return the KL divergence of the kept sample from the base model, in nats."""

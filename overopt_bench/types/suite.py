@@ -55,6 +55,9 @@ class Suite(ABC):
     ``gold`` is the reward that stands for the truth, evaluated in every run; ``image_size`` the pixels of a side.
     ``all_rewards`` says that a run evaluates every reward of the suite, not only its proxy and golds; ``knows_truth``
     that ``gold`` is no estimate but the true reward of the suite's world, and is shown as that.
+    ``small`` says that its networks are so small that nothing need be saved: activations are kept, whole rounds are
+    timed, a CPU is enough. ``default_rank`` is above 0 for suites that may be taken where none is asked for: of those
+    that can run here, the one of the highest rank.
 
     Args:
         weights: a folder to read weights from instead of the usual places. model: for suites that take one.
@@ -64,6 +67,8 @@ class Suite(ABC):
     summary: ClassVar[str]
     gold: ClassVar[str]
     image_size: int
+    small: ClassVar[bool] = False
+    default_rank: ClassVar[int] = 0
     all_rewards: ClassVar[bool] = False
     knows_truth: ClassVar[bool] = False
     defaults: ClassVar[SuiteDefaults]
@@ -77,13 +82,13 @@ class Suite(ABC):
         """The name under which its rewards are registered: its own, or that of several suites with the same ones."""
         return cls.name
 
-    def asset(self, name: str) -> Path:
-        """Find a file that the suite itself brings, such as the weights of its own rewards.
+    @classmethod
+    def settings(cls, algorithm: str) -> Mapping[str, Any]:
+        """Return the parameters of an algorithm that this suite sets otherwise than its paper, by name; none by default.
 
-        Raises:
-            UserError: where it is missing; a suite that brings no files has none.
+        A suite that keeps them in a YAML file returns ``read_settings(path).get(algorithm, {})`` (``suites.loading``).
         """
-        raise UserError(f"the suite {self.name!r} brings no file {name}")
+        return {}
 
     def repos(self) -> list[Repo]:
         """The Hub repositories that its base model and ``clip_features`` are read from."""

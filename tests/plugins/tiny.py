@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,10 @@ class Tiny(Suite):
     defaults = SuiteDefaults(
         num_steps=4, guidance_scale=2.0, eta=1.0, lora_rank=2, lora_alpha=2, budget=64, eval_points=3, eval_images=2
     )
+
+    @classmethod
+    def settings(cls, algorithm: str) -> Mapping[str, Any]:
+        return {"climb": {"epochs": 7}}.get(algorithm, {})
 
     @property
     def prompts(self) -> dict[str, tuple[str, ...]]:
@@ -72,8 +76,6 @@ class _Climber(Algorithm):
         epochs: int = Field(1, ge=1, description="passes over a batch")
         clip: float | None = Field(1.0, description="clip range or none")
         kind: Literal["a", "b"] = Field("a", description="which")
-        micro_batch: int = Field(8, ge=1, description="samples at once", json_schema_extra={"memory_only": True})
-        mini: ClassVar[dict[str, Any]] = {"epochs": 7}
 
     def step(self) -> dict[str, float]:
         return {}

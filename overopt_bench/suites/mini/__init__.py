@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from overopt_bench.encoders.clip import load_clip
 from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_suite
-from overopt_bench.suites.loading import no_progress_bars
+from overopt_bench.suites.loading import no_progress_bars, read_settings
 from overopt_bench.types import Suite, SuiteDefaults
 from overopt_bench.weights import digest
 
 WEIGHTS = Path(__file__).parent / "weights"
+SETTINGS = Path(__file__).parent / "settings.yaml"
+CONTEXT = 16  # tokens of the text encoder
 
 
 @register_suite
@@ -29,6 +31,8 @@ class MiniSuite(Suite):
     summary = "emoji at 32 x 32 on a small StableDiffusionPipeline; ships with the package, true reward known"
     gold = "human"
     image_size = 32
+    small = True
+    default_rank = 1
     all_rewards = True
     knows_truth = True
     defaults = SuiteDefaults(
@@ -45,6 +49,10 @@ class MiniSuite(Suite):
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         super().__init__(weights, model)
         self.folder = weights or WEIGHTS
+
+    @classmethod
+    def settings(cls, algorithm: str) -> Mapping[str, Any]:
+        return read_settings(SETTINGS).get(algorithm, {})
 
     def asset(self, name: str) -> Path:
         """A file of the suite.

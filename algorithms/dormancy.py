@@ -1,4 +1,4 @@
-"""Dormant neurons: scores, ratios, persistence, and resets that also clear the optimizer's memory.
+"""Dormant neurons of a critic: scores, a record over training, and resets that also clear the optimizer's memory.
 
 Definitions of ReDo (Sokar et al. 2023, arXiv 2302.12902), as TDPO-R measures them: a hidden unit's score is its
 mean magnitude after a ReLU over a probe, divided by its layer's mean; tau-dormant means score <= tau.
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
+
+from overopt_bench.algorithms.critic import TemporalCritic
 
 THRESHOLDS = (0.0, 0.025, 0.1)
 ResetMode = Literal["none", "active", "dormant", "random", "all"]
@@ -81,6 +83,71 @@ class DormantRecord:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.previous = dict(state)
+
+
+class Dormancy:
+    """The dormant neurons of a critic on a fixed probe, measured once an epoch.
+
+    The probe is drawn once, from the first epoch's features, with every timestep in equal share: "dormant" depends on
+    the inputs and on their number.
+
+    Args:
+        critic: the critic to watch.
+        probe_size: P, how many features the probe has.
+        generator: the run's own, from which the probe is drawn.
+    """
+
+    def __init__(self, critic: TemporalCritic, probe_size: int, generator: Generator) -> None:
+        self.critic, self.probe_size, self.generator = critic, probe_size, generator
+        self.history = DormantRecord([str(k) for k in range(len(critic.linear_layers()) - 1)])
+        self.probe: Tensor | None = None
+        self.epoch = 0
+        self._events: list[dict[str, Any]] = []
+
+    def end_of_epoch(self, features: Tensor) -> None:
+        """Count the epoch and record its dormant neurons; of ``features`` ``[N, T, D]`` only the first epoch's are kept."""
+        if self.probe is None:
+            samples, steps = features.shape[:2]
+            step = torch.arange(self.probe_size) % steps
+            sample = torch.randint(samples, (self.probe_size,), generator=self.generator)
+            self.probe = features[sample, step].float().clone()
+        self.epoch += 1
+        self.note("record")
+
+    def activations(self) -> list[Tensor]:
+        """Return each hidden layer's activations on the probe, ``[P, H_l]``, without dropout.
+
+        Raises:
+            RuntimeError: before the end of the first epoch, when there is no probe.
+        """
+        if self.probe is None:
+            raise RuntimeError("dormant neurons are measured from the end of the first epoch on")
+        self.critic.eval()
+        return self.critic.probe(self.probe)
+
+    def dormant(self, threshold: float) -> list[Tensor]:
+        """Return which units of each hidden layer are dormant now, ``[H_l]`` bool."""
+        return [dormant_mask(layer, threshold) for layer in self.activations()]
+
+    def note(self, when: str, **more: int) -> None:
+        """Add a record of the critic as it is now, with ``more`` beside it."""
+        self._events.append({**self.history.event(self.activations(), when), **more})
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """Return the records since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the probe, the epoch and what the next record is compared with."""
+        return {"probe": self.probe, "epoch": self.epoch, "record": self.history.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        device = self.critic.linear_layers()[0].weight.device  # a checkpoint is read onto the CPU
+        self.probe = None if state["probe"] is None else state["probe"].to(device)
+        self.epoch = state["epoch"]
+        self.history.load_state_dict(state["record"])
 
 
 def choose_units(dormant: Tensor, mode: ResetMode, generator: Generator) -> Tensor:
