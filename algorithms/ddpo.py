@@ -9,10 +9,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from overopt_bench.algorithms.ppo import (
-    HOOKS,
     PerPromptStats,
     PolicyUpdater,
     PPOParams,
+    chain_batches,
     draw_epoch_prompts,
     zero_spread_share,
 )
@@ -105,23 +105,16 @@ class DDPO(Algorithm):
                 words = [prompts[k] for k in sample.tolist()]
                 old, advantage = log_probs_old[sample, step], advantages[sample, step]
                 records.append(self.updater.step(x[sample, step], x_next[sample, step], step, words, old, advantage))
-        means = dict(zip(PolicyUpdater.METRICS, torch.tensor(records).mean(0).tolist(), strict=True))
-        first = records[0][PolicyUpdater.METRICS.index("clipfrac")]
-        return {**metrics, **means, PolicyUpdater.FIRST_CLIPFRAC: first, "optimizer_steps": len(records)}
+        return {**metrics, **PolicyUpdater.summary(records)}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) index pairs of each update, in random order; every transition comes once.
 
         ``reinforce`` has one update: after it, the samples are no longer the policy's own.
         """
-        steps, generator = self.updater.trained_steps, self.ctx.generators["batch"]
-        shuffled = torch.randperm(samples, generator=generator)
-        updates = min(self.params.updates_per_epoch, samples) if self.params.estimator == "importance" else 1
-        # whole chains; the order of steps inside a chain has no effect, for their gradients are summed
-        return [
-            (chain.repeat_interleave(steps), torch.arange(steps).repeat(len(chain)))
-            for chain in shuffled.tensor_split(updates)
-        ]
+        updates = self.params.updates_per_epoch if self.params.estimator == "importance" else 1
+        steps = torch.arange(self.updater.trained_steps)
+        return chain_batches(samples, steps, updates, self.ctx.generators["batch"])
 
     def state_dict(self) -> dict[str, Any]:
         return {

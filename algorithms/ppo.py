@@ -1,4 +1,4 @@
-"""What DDPO and TDPO share: parameters, the clipped surrogate and its update, and per-prompt statistics."""
+"""What DDPO, TDPO and GRPO share: parameters, the clipped surrogate and its update, and per-prompt statistics."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
+from torch import Generator, Tensor
 
 from overopt_bench.compute.moments import standardise
-from overopt_bench.types import AlgorithmParams, Hook, TrainContext, TransitionRows
+from overopt_bench.types import AlgorithmParams, TrainContext, Transition
 
 Reduction = Literal["mean", "sum"]
 HOOKS: frozenset[Hook] = frozenset({"reward", "advantages", "loss", "stop"})  # where both call their mitigations
 
 
-class PPOParams(AlgorithmParams):
-    """Parameters of both; equal in ddpo-pytorch's ``dgx:aesthetic`` configuration and in the tdpo code."""
+class SurrogateParams(AlgorithmParams):
+    """What every algorithm with a clipped ratio sets; equal in ddpo-pytorch's ``dgx:aesthetic`` and in the tdpo code."""
 
     samples_per_epoch: int = Field(256, ge=1, description="images sampled per epoch [both codes, over 8 GPUs]")
     images_per_prompt: int = Field(1, ge=1, description="1 draws prompts i.i.d. [both codes]; more draws groups")
@@ -37,12 +37,17 @@ class PPOParams(AlgorithmParams):
         description="last denoising steps left out of the loss: with few steps they are nearly deterministic and"
         " their score is noise [0 in both codes; 1 in Flow-GRPO]",
     )
-    stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
-    stats_buffer: int = Field(32, ge=1, validate_default=True, description="rewards remembered per prompt [both codes]")
 
     def trained_steps(self, num_steps: int) -> int:
         """Return how many of T denoising steps, from the noisiest on, enter the loss; at least one."""
         return max(1, num_steps - self.skip_last_steps)
+
+
+class PPOParams(SurrogateParams):
+    """Parameters of DDPO and TDPO, whose rewards are normalised by prompt."""
+
+    stats_min_count: int = Field(16, ge=1, description="with fewer than this: the batch's statistics [both codes]")
+    stats_buffer: int = Field(32, ge=1, validate_default=True, description="rewards remembered per prompt [both codes]")
 
     @field_validator("stats_buffer")
     @classmethod
@@ -59,7 +64,7 @@ class PolicyUpdater:
     METRICS = ("loss", "ratio/mean", "clipfrac", "approx_kl", "grad_norm")
     FIRST_CLIPFRAC = "clipfrac/first"  # of an epoch's first update, before which nothing has changed: rounding alone
 
-    def __init__(self, ctx: TrainContext, params: PPOParams, lr: float, estimator: str = "importance") -> None:
+    def __init__(self, ctx: TrainContext, params: SurrogateParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator
         self.micro_batch, self.checkpoint = ctx.micro_batch, ctx.checkpoint
         self.optimizer = ctx.policy_optimizer(lr, params.weight_decay, params.max_grad_norm)
@@ -75,20 +80,26 @@ class PolicyUpdater:
         return log_probs / self.dimensions if self.params.log_prob_reduction == "mean" else log_probs
 
     def step(
-        self, x: Tensor, x_next: Tensor, step: Tensor, prompts: Sequence[str], log_probs_old: Tensor, advantages: Tensor
-    ) -> list[float]:
+        self, x: Tensor, x_next: Tensor, step: Tensor, prompts: Sequence[str], log_probs_old: Tensor, advantages: Tensor,
+        *, eta: Tensor | None = None, means_old: Tensor | None = None,
+    ) -> list[float]:  # fmt: skip
         """One optimizer step on M transitions; returns the values of ``METRICS``.
 
         Args:
             x, x_next: ``[M, C, h, w]``. step: ``[M]`` int64, each transition's own. prompts: M.
             log_probs_old: ``[M]`` as stored at sampling, summed. advantages: ``[M]``.
+            eta: ``[T]`` noise of each step at sampling, where it was not the schedule's own.
+            means_old: ``[M, C, h, w]`` means of the sampling policy, for GRPO-Guard's ratio; the plain one without.
         """
         total, sums, world = len(x), torch.zeros(4), self.policy.world
         for part in world.parts(total, self.micro_batch):
             words = [prompts[k] for k in part.tolist()]
-            transition = self.policy.transition(x[part], step[part], words, self.checkpoint)
+            transition = self.policy.transition(x[part], step[part], words, self.checkpoint, eta=eta)
             log_probs = self.reduce(transition.log_prob(x_next[part]))
-            log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
+            if means_old is None:
+                log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
+            else:
+                log_ratio = self.reduce(guarded_log_ratio(transition, x_next[part], means_old[part]))
             ratio = log_ratio.exp()
             if self.estimator == "importance":
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
@@ -103,6 +114,52 @@ class PolicyUpdater:
                 sums += torch.stack([v.sum() for v in (loss, ratio, clipped, log_ratio.expm1() - log_ratio)]).cpu()
         grad_norm = self.optimizer.step()
         return [*(world.sum(sums) / total).tolist(), grad_norm]
+
+    @classmethod
+    def summary(cls, records: list[list[float]]) -> dict[str, float]:
+        """Sum up the values of ``METRICS`` of an epoch's updates for the record: their means, and how many there were."""
+        means = dict(zip(cls.METRICS, torch.tensor(records).mean(0).tolist(), strict=True))
+        first = records[0][cls.METRICS.index("clipfrac")]
+        return {**means, cls.FIRST_CLIPFRAC: first, "optimizer_steps": len(records)}
+
+
+def chain_batches(samples: int, steps: Tensor, updates: int, generator: Generator) -> list[tuple[Tensor, Tensor]]:
+    """Share out chains among updates, in random order; every one of their transitions comes once.
+
+    Args:
+        samples: how many chains there are.
+        steps: ``[n]`` int64, the trained steps of every chain.
+        updates: how many optimizer steps there are; fewer where there are fewer chains.
+        generator: of the order.
+
+    Returns:
+        For each update the indices (sample, step) of its transitions.
+    """
+    shuffled = torch.randperm(samples, generator=generator)
+    # whole chains; the order of steps inside a chain has no effect, for their gradients are summed
+    return [
+        (chain.repeat_interleave(len(steps)), steps.repeat(len(chain)))
+        for chain in shuffled.tensor_split(min(updates, samples))
+    ]
+
+
+def guarded_log_ratio(transition: Transition, x_next: Tensor, means_old: Tensor) -> Tensor:
+    """Compute GRPO-Guard's log-ratio (arXiv 2510.22319): recentred and scaled by the step's deviation sigma.
+
+    It is sigma l + ||mean - mean_old||^2 / (2 sigma), l being the plain log-ratio. With x' = mean_old + sigma z that is
+    z . (mean - mean_old): its expectation is 0 whatever the mean, and its gradient does not grow as sigma falls, so the
+    quiet last steps do not dominate.
+
+    Args:
+        transition: under the current weights, with a graph.
+        x_next: ``[B, C, h, w]`` what was sampled.
+        means_old: ``[B, C, h, w]`` the sampling policy's means.
+
+    Returns:
+        ``[B]``, summed over dimensions.
+    """
+    noise = (x_next - means_old) / transition.std  # z
+    return (noise * (transition.mean - means_old)).flatten(1).sum(1)
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
