@@ -1,0 +1,150 @@
+"""GRPO on denoising chains: PPO whose baseline is the image's group.
+
+DanceGRPO (Xue et al. 2025, arXiv 2505.07818) and Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), here on DDIM. ``window`` is
+MixGRPO's (Li et al. 2025, arXiv 2507.21802) and Flow-GRPO-Fast's; ``ratio=guard`` is GRPO-Guard's (arXiv 2510.22319).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from overopt_bench.algorithms.groups import Scale, group_advantages
+from overopt_bench.algorithms.ppo import (
+    PolicyUpdater,
+    SurrogateParams,
+    chain_batches,
+    draw_epoch_prompts,
+    zero_spread_share,
+)
+from overopt_bench.compute.moments import moments
+from overopt_bench.registry import register_algorithm
+from overopt_bench.types import Algorithm, ImageCost, TrainContext
+
+
+class GRPOParams(SurrogateParams):
+    """Defaults of DanceGRPO's ``train_grpo_sd.py`` (2025-10) where no other source is named."""
+
+    samples_per_epoch: int = Field(512, ge=1, description="images sampled per epoch [DanceGRPO: 32 prompts x 16]")
+    images_per_prompt: int = Field(16, ge=2, description="images of a group, each other's baseline [DanceGRPO]")
+    skip_last_steps: int = Field(
+        1, ge=0, description="last denoising steps left out of the loss, which are nearly deterministic [DanceGRPO]"
+    )
+    updates_per_epoch: int = Field(2, ge=1, description="optimizer steps per epoch, each over whole chains [DanceGRPO]")
+    lr: float = Field(3e-4, gt=0, description="AdamW learning rate [Flow-GRPO, LoRA; DanceGRPO 1e-5 for the U-Net]")
+    advantage_scale: Scale = Field(
+        "group",
+        description="what a group's reward differences are divided by: group [DanceGRPO], batch [Flow-GRPO], none",
+    )
+    advantage_clip: float = Field(5.0, gt=0, description="advantages are clipped to +- this [DanceGRPO]")
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="steps that have noise and are trained, drawn each epoch to start in the first half of the chain; none:"
+        " all [Flow-GRPO-Fast and MixGRPO 2 to 3]",
+    )
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="the importance ratio, or the recentred and scaled one of GRPO-Guard"
+    )
+
+
+@register_algorithm
+class GRPO(Algorithm):
+    """Group-relative policy optimization.
+
+    A group is judged by itself: no statistics of earlier epochs (DDPO's tracker) and no critic. With ``window`` the other
+    steps are deterministic, so a reward is credited to few decisions; evaluations keep the suite's own noise in every
+    step, which is another distribution of images than the one that is trained.
+
+    Deviations: DanceGRPO starts all images of a device's batch from one initial latent; here each image has its own.
+    Neither Flow-GRPO's KL penalty nor its filter of groups without spread is part of this algorithm; such groups have
+    advantage 0 and count in the loss's mean.
+    """
+
+    name = "grpo"
+    title = "GRPO"
+    summary = "group-relative policy optimization; window: noise in few steps; ratio=guard: GRPO-Guard"
+    paper = "2505.07818"
+    Params = GRPOParams
+    params: GRPOParams
+
+    def __init__(self, ctx: TrainContext, params: GRPOParams) -> None:
+        super().__init__(ctx, params)
+        self.updater = PolicyUpdater(ctx, params, params.lr)
+
+    @classmethod
+    def cost(cls, params: GRPOParams, num_steps: int) -> ImageCost:
+        trained = params.trained_steps(num_steps)
+        trained = min(params.window or trained, trained)
+        return ImageCost(trained=trained, predicted=trained if params.ratio == "guard" else 0)
+
+    def step(self) -> dict[str, float]:
+        policy, params = self.ctx.policy, self.params
+        # 1. sample groups of K chains; with a window, its steps alone have noise
+        prompts = draw_epoch_prompts(self.ctx, params.samples_per_epoch, params.images_per_prompt)
+        steps = self.draw_steps()  # [n], those that are trained
+        eta = None if params.window is None else self.window_eta(steps)
+        with torch.no_grad():
+            trajectory = policy.rollout(prompts, self.ctx.generators["sampling"], eta=eta)
+            rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
+
+        # 2. A_k = (r_k - mean of the group) / deviation, used at every trained step of the chain
+        advantages = group_advantages(rewards, min(params.images_per_prompt, len(prompts)), params.advantage_scale)
+        mean, deviation = moments(rewards)
+        metrics = {
+            "proxy/mean": mean,
+            "proxy/std": deviation,
+            "advantage_spread": moments(advantages)[1],
+            "zero_spread_prompts": zero_spread_share(advantages, prompts),
+        }
+        advantages = advantages.clamp(-params.advantage_clip, params.advantage_clip)
+
+        # 3. clipped updates; Guard's means are taken before the first one, so that they are the sampling policy's
+        x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
+        batches = chain_batches(len(prompts), steps, params.updates_per_epoch, self.ctx.generators["batch"])
+        texts = [[prompts[k] for k in sample.tolist()] for sample, _ in batches]
+        means_old: list[Tensor | None] = [None] * len(batches)
+        if params.ratio == "guard":
+            means_old = [self.means(x[b], b[1], text, eta) for b, text in zip(batches, texts, strict=True)]
+        records = []
+        for (sample, step), text, means in zip(batches, texts, means_old, strict=True):
+            old, advantage = trajectory.log_probs[sample, step], advantages[sample]
+            row = self.updater.step(
+                x[sample, step], x_next[sample, step], step, text, old, advantage, eta=eta, means_old=means
+            )
+            records.append(row)
+        return {**metrics, **PolicyUpdater.summary(records)}
+
+    def draw_steps(self) -> Tensor:
+        """Return the steps that this epoch trains, ``[n]`` in order: a window, or all that are not skipped."""
+        trained = self.updater.trained_steps
+        if self.params.window is None:
+            return torch.arange(trained)
+        width = min(self.params.window, trained)
+        starts = min((self.ctx.policy.num_steps + 1) // 2, trained - width + 1)  # in the first half of the chain
+        first = int(torch.randint(starts, (1,), generator=self.ctx.generators["batch"]))
+        return torch.arange(first, first + width)
+
+    def window_eta(self, steps: Tensor) -> Tensor:
+        """Return the noise of all steps ``[T]``: the suite's in these ones, 0 in the others."""
+        own = self.ctx.policy.schedule.eta
+        return torch.zeros_like(own).index_copy(0, steps, own[steps])
+
+    @torch.no_grad()
+    def means(self, x: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
+        """Return the means of M transitions under the policy as it is, ``[M, C, h, w]``."""
+
+        def work(rows: Tensor) -> tuple[Tensor]:
+            text = [prompts[k] for k in rows.tolist()]
+            return (self.ctx.policy.transition(x[rows], step[rows], text, eta=eta).mean,)
+
+        return self.ctx.policy.world.map(work, len(x), self.updater.micro_batch)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.updater.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updater.optimizer.load_state_dict(state["optimizer"])
