@@ -1,4 +1,4 @@
-"""``--plugin FILE``: algorithms, mitigations, rewards and suites from a single Python file outside any package."""
+"""``--plugin FILE``: algorithms, rewards, suites and metrics from a single Python file outside any package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overopt_bench.errors import UserError
-from overopt_bench.registry import Registry, algorithms, get_reward, mitigations, rewards, suites
+from overopt_bench.registry import Registry, algorithms, get_reward, metrics, rewards, suites
 from overopt_bench.types import Reward, Suite
 
 
@@ -28,7 +28,7 @@ _loaded: dict[tuple[Path, str], Plugin] = {}
 
 
 def _registered() -> set[tuple[str, str | None, str]]:
-    registries: tuple[Registry[object], ...] = (algorithms, mitigations, rewards, suites)  # type: ignore[assignment]
+    registries: tuple[Registry[object], ...] = (algorithms, rewards, suites, metrics)  # type: ignore[assignment]
     return {(r.kind, suite, name) for r in registries for suite, name in r.classes()}
 
 
@@ -66,7 +66,7 @@ def load_plugin(path: str | Path) -> Plugin:
     if not names:
         raise UserError(
             f"--plugin {path} registers nothing: decorate a class with @register_reward, @register_algorithm,"
-            " @register_mitigation or @register_suite from overopt_bench.registry"
+            " @register_metric or @register_suite from overopt_bench.registry"
         )
     plugin = _loaded[file, digest] = Plugin(file, digest, names)
     return plugin

@@ -1,4 +1,4 @@
-"""Which algorithms, mitigations, rewards and suites exist.
+"""Which algorithms, rewards, suites and metrics exist.
 
 Built-ins and installed packages announce themselves by entry points, which are loaded on first use; the
 decorators below put the classes in. A single file can be added with ``--plugin`` (see ``plugins.py``).
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from overopt_bench.errors import UserError, explain, unknown_name
 
 if TYPE_CHECKING:
-    from overopt_bench.types import Algorithm, Mitigation, Reward, Suite
+    from overopt_bench.types import Algorithm, Metric, Reward, Suite
 
 T = TypeVar("T")
 AlgorithmClass = TypeVar("AlgorithmClass", bound="type[Algorithm]")
@@ -24,13 +24,19 @@ MitigationClass = TypeVar("MitigationClass", bound="type[Mitigation]")
 RewardClass = TypeVar("RewardClass", bound="type[Reward]")
 DerivedClass = TypeVar("DerivedClass", bound="type[DerivedReward]")
 SuiteClass = TypeVar("SuiteClass", bound="type[Suite]")
+MetricClass = TypeVar("MetricClass", bound="type[Metric]")
+
+
+def is_foreign(cls: type) -> bool:
+    """Whether a class is somebody else's: of a plugin or of another package."""
+    return not cls.__module__.startswith("overopt_bench.")
 
 
 class Registry(Generic[T]):
     """Classes by name, and for rewards by suite: one name may stand for another class in each suite.
 
     Args:
-        kind: "algorithm", "mitigation", "reward" or "suite"; for messages, and the plural's entry-point group.
+        kind: "algorithm", "reward", "suite" or "metric"; for messages, and the plural's entry-point group.
         base: name of the base class in ``overopt_bench.types``, which is imported only when needed (it needs torch).
     """
 
@@ -83,6 +89,12 @@ class Registry(Generic[T]):
     def names(self, suite: str | None = None) -> list[str]:
         """Sorted names: those of all suites, and those of ``suite`` where one is given."""
         return sorted({name for owner, name in self.classes() if owner in (None, suite)})
+
+    def in_order(self) -> list[type[T]]:
+        """Every class: this package's own as they were registered, then all others by name."""
+        classes = self.classes().items()
+        own = [cls for _, cls in classes if not is_foreign(cls)]
+        return own + [cls for _, cls in sorted(classes, key=lambda item: item[0][1]) if is_foreign(cls)]
 
     def get(self, name: str, suite: str | None = None) -> type[T]:
         """The class of that name, the suite's own before one for all suites.
@@ -199,6 +211,7 @@ algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")
 mitigations: Registry[Mitigation] = Registry("mitigation", "Mitigation")
 rewards: Registry[Reward] = Registry("reward", "Reward")
 suites: Registry[Suite] = Registry("suite", "Suite")
+metrics: Registry[Metric] = Registry("metric", "Metric")
 
 
 def register_algorithm(cls: AlgorithmClass) -> AlgorithmClass:
@@ -238,6 +251,12 @@ def register_derived_reward(cls: DerivedClass) -> DerivedClass:
 def register_suite(cls: SuiteClass) -> SuiteClass:
     """Class decorator: make a ``Suite`` known by its ``name``."""
     suites.add(cls)
+    return cls
+
+
+def register_metric(cls: MetricClass) -> MetricClass:
+    """Class decorator: make a ``Metric`` known by its ``name``; every evaluation asks it from then on."""
+    metrics.add(cls)
     return cls
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from overopt_bench import api, cli
 from overopt_bench.config import check_prompts, read_config_file, resolve, warnings
 from overopt_bench.errors import UserError
-from overopt_bench.evaluation.evaluator import make_split
+from overopt_bench.evaluation.splits import make_split
 from overopt_bench.prompts.files import read_prompt_file
 from overopt_bench.registry import get_reward, get_suite, register_reward
 from overopt_bench.training import loop as train

@@ -20,7 +20,9 @@ from PIL import Image
 from overopt_bench import api, cli
 from overopt_bench.config import resolve
 from overopt_bench.errors import RunError, Stopped, UserError
-from overopt_bench.evaluation.evaluator import Evaluator, diversity, image_noise
+from overopt_bench.evaluation.evaluator import Evaluator
+from overopt_bench.evaluation.metrics import diversity
+from overopt_bench.evaluation.splits import image_noise
 from overopt_bench.recording.sessions import read_sessions
 from overopt_bench.registry import algorithms, rewards
 from overopt_bench.training import loop as train

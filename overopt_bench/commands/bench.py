@@ -63,7 +63,10 @@ def bench(
     config = resolve({**given, "algo": "ddpo", "budget": None})
     scorers = {name: get_reward(name, world) for name in evaluated_rewards(world, config.proxy, config.gold)}
     policy = assemble(config, world, scorers, runtime, World(device=runtime.device)).policy
-    evaluation = _seconds(Evaluator(world, policy, scorers, config), policy.device) * config.eval_points
+    evaluator = Evaluator.of_policy(
+        policy, world, scorers, config.training_prompts(world), images=config.eval_images, eval_seed=config.eval_seed
+    )
+    evaluation = _seconds(evaluator, policy.device) * config.eval_points
     training = rows["ddpo"]["seconds_per_query"] * config.budget
     result = {
         "rows": rows, "evaluation_share": evaluation / (evaluation + training), "default_run_seconds": evaluation + training,

@@ -10,6 +10,7 @@ from typing import Any
 from overopt_bench.compute.runtime import ATTENTION, Runtime
 from overopt_bench.config import RunConfig, check_prompts, read_config_file, resolve
 from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.evaluation.measuring import probe_foreign_metrics
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.presets import read_presets
 from overopt_bench.prompts.files import read_prompt_file
@@ -127,11 +128,12 @@ def _read_prompts(values: dict[str, Any], column: str | None) -> list[str]:
 
 
 def probe(config: RunConfig, runtime: Runtime) -> None:
-    """Try the prompts, and the rewards that come from outside this package, before anything is written."""
+    """Try the prompts, and the rewards and metrics that come from outside this package, before anything is written."""
     suite = get_suite(config.suite, runtime.weights, config.model)
     check_prompts(config, suite)
     evaluated = evaluated_rewards(suite, config.proxy, config.gold)
     probe_foreign_rewards(evaluated, suite, config.training_prompts(suite))
+    probe_foreign_metrics(suite, evaluated, config.training_prompts(suite), config.num_steps)
 
 
 def make_runtime(device: str | None, weights: Path | None = None, **speed: Any) -> Runtime:

@@ -1,141 +1,201 @@
-"""What is known of a policy at one point of the budget: all rewards, path KL, diversity, on fixed prompts and noise."""
+"""What is known of a sampler at one point of the budget: every metric's numbers, on fixed prompts and noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from overopt_bench.config import RunConfig
+from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
+from overopt_bench.compute.processes import World
 from overopt_bench.diffusion.policy import DiffusionPolicy
+from overopt_bench.errors import UserError
+from overopt_bench.evaluation.measuring import load_metrics, measure, summary
+from overopt_bench.evaluation.sampler import PolicySampler, Sampler
 from overopt_bench.evaluation.scoring import checked, shared_scores
+from overopt_bench.evaluation.splits import Split, evaluation_prompts, make_split
 from overopt_bench.prompts.tidy import overlap
 from overopt_bench.seeding import stable_seed
-from overopt_bench.types import Reward, Suite
+from overopt_bench.types import Candidates, Evaluation, Reward, Suite
 
-IMAGES_PER_PROMPT = 4  # pairs within a prompt give the diversity
 COLUMNS = 16
 CALIBRATION_IMAGES = 128
+WITH_KL = 2  # splits whose path KL is measured: it costs as much as the images themselves
 
 
-@dataclass(frozen=True)
-class Split:
-    """The images that are drawn for one prompt split: B prompts and each image's number within its prompt."""
+@dataclass
+class Pool:
+    """What is known of the base samples that a method without training has drawn: prompts, proxy and all scores ``[N]``."""
 
-    name: str
-    prompts: tuple[str, ...]
-    index: tuple[int, ...]
-    noise: Tensor  # [T+1, B, C, h, w]
+    prompts: list[str] = field(default_factory=list)
+    proxy: Tensor = field(default_factory=lambda: torch.empty(0))
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    n: int = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, to go on from."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        vars(self).update(state)
 
 
-def image_noise(eval_seed: int, prompt: str, index: int, shape: tuple[int, ...]) -> Tensor:
-    """The noise of one image: depends on nothing but (evaluation seed, prompt, number)."""
-    return torch.randn(shape, generator=Generator().manual_seed(stable_seed("eval", eval_seed, prompt, index)))
+@torch.no_grad()
+def evaluate_split(
+    sampler: Sampler, split: Split, rewards: Mapping[str, Reward], encoder: Callable[[Tensor], Tensor],
+    *, with_kl: bool = False, world: World | None = None,
+) -> Evaluation:  # fmt: skip
+    """Draw the images of one split and ask the rewards about them.
 
+    Args:
+        sampler: what draws. split: which prompts and noise. rewards: by name.
+        encoder: the suite's CLIP, images ``[B, 3, H, W]`` to unit features ``[B, D]``; called where a metric asks.
+        with_kl: measure the KL of each step to the base model, where the sampler can.
+        world: the processes that share the scoring; this one alone where None.
 
-def make_split(
-    name: str, prompts: Sequence[str], images: int, eval_seed: int, shape: tuple[int, ...],
-    per_prompt: int = IMAGES_PER_PROMPT,
-) -> Split:  # fmt: skip
-    """At most ``images`` images over the prompts, at least ``per_prompt`` of each where there is room.
-
-    A prompt that comes twice counts once: its second images would be the first ones again.
+    Raises:
+        FloatingPointError: where an image or a score is not finite.
     """
-    chosen = list(dict.fromkeys(prompts))[: max(1, images // per_prompt)]
-    pairs = [(chosen[k % len(chosen)], k // len(chosen)) for k in range(images)]
-    pairs.sort(key=lambda pair: chosen.index(pair[0]))
-    noise = torch.stack([image_noise(eval_seed, prompt, index, shape) for prompt, index in pairs], 1)
-    return Split(name, tuple(p for p, _ in pairs), tuple(i for _, i in pairs), noise)
-
-
-def diversity(features: Tensor, prompts: Sequence[str]) -> float | None:
-    """Mean pairwise cosine distance of unit features ``[B, D]`` among images of one prompt, averaged over prompts."""
-    values = []
-    for prompt in dict.fromkeys(prompts):
-        own = features[[k for k, p in enumerate(prompts) if p == prompt]]
-        n = len(own)
-        if n > 1:
-            total = (own @ own.T).sum() - (own * own).sum()
-            values.append(1 - (total / (n * (n - 1))).item())
-    return sum(values) / len(values) if values else None
-
-
-def summary(key: str, values: Tensor) -> dict[str, float]:
-    """Mean, standard error and count of scores ``[B]`` under ``key``."""
-    spread = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {f"{key}/mean": values.mean().item(), f"{key}/stderr": spread, f"{key}/count": len(values)}
+    world = world or World()
+    images, kl = sampler.draw(split.noise, split.prompts, with_kl=with_kl and sampler.lacks_kl is None)
+    scores = {
+        name: checked(shared_scores(reward, images, split.prompts, world), name, split.prompts)
+        for name, reward in rewards.items()
+    }
+    return Evaluation(split.name, split.prompts, images, scores, kl, encoder)
 
 
 class Evaluator:
-    """Evaluates policies of one run, always on the same prompts and noise.
+    """Evaluates one sampler, always on the same prompts and noise.
 
-    The train split gets ``eval_images`` images, each held-out split half as many, so that evaluation stays a
-    small part of a run. Path KL is measured on the train split and on the first held-out one.
+    The first split gets ``images`` images, each other one half as many, so that evaluation stays a small part of a
+    run. Path KL is measured on the first two.
+
+    Args:
+        sampler: a policy, or anything else that draws images from noise.
+        rewards: all that are asked, by name.
+        encoder: the suite's CLIP, images ``[B, 3, H, W]`` to unit features ``[B, D]``.
+        prompts: by split; the first split is that of the training.
+        images: how many of the first split.
+        eval_seed: of the noise.
+        base: draws the base model's images, on which some rewards are standardised; None where nobody asks for it.
+        world: the processes that share the scoring; this one alone where None.
+
+    Raises:
+        UserError: where a metric cannot be made.
     """
 
-    def __init__(self, suite: Suite, policy: DiffusionPolicy, rewards: Mapping[str, Reward], config: RunConfig) -> None:
-        self.suite, self.policy, self.rewards = suite, policy, rewards
-        self.train_prompts, self.eval_seed = config.training_prompts(suite), config.eval_seed
-        shape = (config.num_steps + 1, *policy.latent_shape)
-        splits = [("train", self.train_prompts, config.eval_images)]
-        splits += [(s, p, config.eval_images // 2) for s, p in suite.prompts.items() if s.startswith("heldout")]
-        self.splits = [make_split(name, prompts, n, config.eval_seed, shape) for name, prompts, n in splits if n]
-        self.with_kl = {split.name for split in self.splits[:2]}
+    def __init__(
+        self, sampler: Sampler, rewards: Mapping[str, Reward], encoder: Callable[[Tensor], Tensor],
+        prompts: Mapping[str, Sequence[str]], *, images: int, eval_seed: int = 0, base: Sampler | None = None,
+        world: World | None = None,
+    ) -> None:  # fmt: skip
+        self.sampler, self.rewards, self.encoder = sampler, rewards, encoder
+        self.base, self.world, self.eval_seed = base, world or World(), eval_seed
+        self.metrics = load_metrics()
+        first, *others = prompts.items()
+        self.train_prompts = first[1]
+        planned = [(*first, images), *((name, listed, images // 2) for name, listed in others)]
+        self.splits = [make_split(name, listed, n, eval_seed, sampler.noise_shape) for name, listed, n in planned if n]
+        self.with_kl = {split.name for split in self.splits[:WITH_KL]}
         # held-out prompts that are trained on are recorded as such: their scores are of no unseen prompts
         self.trained_on = {
             split.name: overlap(self.train_prompts, dict.fromkeys(split.prompts)) for split in self.splits[1:]
         }
 
+    @classmethod
+    def of_policy(
+        cls, policy: DiffusionPolicy, suite: Suite, rewards: Mapping[str, Reward], training_prompts: Sequence[str],
+        *, images: int, eval_seed: int,
+    ) -> Evaluator:  # fmt: skip
+        """The evaluator of a policy on a suite: its training prompts, and all that the suite holds out."""
+        return cls(
+            PolicySampler(policy), rewards, suite.clip_features, evaluation_prompts(suite, training_prompts),
+            images=images, eval_seed=eval_seed, base=PolicySampler(policy, base=True), world=policy.world,
+        )  # fmt: skip
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the sampler cannot give, a sentence each; empty where it gives everything."""
+        return () if self.sampler.lacks_kl is None else (f"no path KL: {self.sampler.lacks_kl}",)
+
     def base_samples(self, count: int = CALIBRATION_IMAGES) -> tuple[Tensor, tuple[str, ...]]:
         """``count`` images of the base model ``[count, 3, H, W]`` over all training prompts, and their prompts.
 
         Rewards are standardised on them. Their noise is that of no evaluation, and the same whenever they are drawn.
+
+        Raises:
+            UserError: where there is no base model to draw with.
         """
-        shape = self.splits[0].noise[:, 0].shape
-        split = make_split(
-            "calibration", self.train_prompts, count, stable_seed("calibration", self.eval_seed), shape, 1
-        )
-        nfe = self.policy.nfe
-        with self.policy.base():
-            images = self.policy.sample(split.noise, split.prompts)[0].images
-        self.policy.nfe = nfe
-        return images, split.prompts
+        if self.base is None:
+            raise UserError("a reward is standardised on images of the base model, and this sampler has none")
+        seed = stable_seed("calibration", self.eval_seed)
+        split = make_split("calibration", self.train_prompts, count, seed, self.base.noise_shape, 1)
+        return self.base.draw(split.noise, split.prompts, with_kl=False).images, split.prompts
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, Any], list[dict[str, Any]], Tensor]:
-        """The "eval" row, the "scores" rows (one a split), and all images ``[N, 3, H, W]`` in row order.
+        """Evaluate every split.
+
+        Returns:
+            The "eval" row, the "scores" rows (one a split), and all images ``[N, 3, H, W]`` in row order.
 
         Raises:
-            FloatingPointError: where a reward gives something that is not finite.
+            FloatingPointError: where a reward or a metric gives something that is not finite.
         """
         row: dict[str, Any] = {}
         details: list[dict[str, Any]] = []
         pictures: list[Tensor] = []
-        nfe = self.policy.nfe
         for split in self.splits:
-            trajectory, kl = self.policy.sample(split.noise, split.prompts, with_kl=split.name in self.with_kl)
-            images = trajectory.images
-            scores = {
-                name: checked(shared_scores(reward, images, split.prompts, self.policy.world), name, split.prompts)
-                for name, reward in self.rewards.items()
-            }
-            for name, values in scores.items():
-                row |= summary(f"{split.name}/{name}", values)
-            if kl is not None:
-                row |= summary(f"{split.name}/path_kl", kl.sum(1))
-                row |= summary(f"{split.name}/path_kl_without_last_two", kl[:, :-2].sum(1))
-                row[f"{split.name}/sqrt_kl"] = kl.sum(1).mean().clamp(min=0).sqrt().item()
-            row[f"{split.name}/diversity"] = diversity(self.suite.clip_features(images), split.prompts)
+            seen = evaluate_split(
+                self.sampler, split, self.rewards, self.encoder, with_kl=split.name in self.with_kl, world=self.world
+            )
+            row |= measure(seen, self.metrics)
             details.append({
                 "split": split.name, "prompts": split.prompts, "index": split.index,
-                **({"trained_on": seen} if (seen := self.trained_on.get(split.name)) else {}),
-                "scores": {name: [round(v, 6) for v in values.tolist()] for name, values in scores.items()},
-                "path_kl": None if kl is None else [round(v, 6) for v in kl.sum(1).tolist()],
-                "first_cell": sum(len(p) for p in pictures), "columns": COLUMNS, "cell": images.shape[-1],
+                **({"trained_on": repeated} if (repeated := self.trained_on.get(split.name)) else {}),
+                "scores": {name: [round(v, 6) for v in values.tolist()] for name, values in seen.scores.items()},
+                "path_kl": None if seen.kl is None else [round(v, 6) for v in seen.kl.sum(1).tolist()],
+                "first_cell": sum(len(p) for p in pictures), "columns": COLUMNS, "cell": seen.images.shape[-1],
             })  # fmt: skip
-            pictures.append(images.cpu())
-        self.policy.nfe = nfe  # evaluation is free
+            pictures.append(seen.images.cpu())
         return row, details, torch.cat(pictures)
+
+    @torch.no_grad()
+    def add_to_pool(self, found: Candidates) -> None:
+        """Ask all rewards about base samples that a method without training just scored; the images are not kept."""
+        images = found.images.to(self.world.device).float() / 255
+        for name, reward in self.rewards.items():
+            new = checked(shared_scores(reward, images, found.prompts, self.world), name, found.prompts).cpu()
+            self.pool.scores[name] = torch.cat([self.pool.scores.get(name, torch.empty(0)), new])
+        self.pool.proxy = torch.cat([self.pool.proxy, found.proxy])
+        self.pool.prompts += found.prompts
+        self.pool.n = found.n
+
+    def best_of_n(self) -> dict[str, Any]:
+        """The "eval" row of selection by the proxy among n base samples of each training prompt.
+
+        The estimate is unbiased over all subsets of n samples of each prompt's pool (see ``best_of_n_weights``);
+        its KL to the base is log n - (n-1)/n.
+        """
+        pool, n = self.pool, self.pool.n
+        groups = [[k for k, p in enumerate(pool.prompts) if p == prompt] for prompt in dict.fromkeys(pool.prompts)]
+        row: dict[str, Any] = {"n": n}
+        for name, scores in pool.scores.items():
+            estimates = []
+            for group in groups:
+                order = pool.proxy[group].sort().indices
+                weights = best_of_n_weights(len(group), n)
+                estimates.append((weights * scores[group][order]).sum())
+            row |= summary(f"train/{name}", torch.stack(estimates))
+        kl = best_of_n_kl(n)
+        return row | {
+            "train/path_kl/mean": kl,
+            "train/path_kl/stderr": 0.0,
+            "train/path_kl/count": len(groups),
+            "train/sqrt_kl": kl**0.5,
+        }

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import features
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
 from overopt_bench.plugins import Plugin
+from overopt_bench.registry import is_foreign, metrics
 from overopt_bench.shell import command_line
 from overopt_bench.types import Reward, Suite
 
@@ -79,8 +81,16 @@ def provenance(
         "git": git_revision(),
         "weights": suite.weights_hashes(), "rewards": {name: reward.weights_hash() for name, reward in rewards.items()},
         "critic_encoder": "proxy" if own_encoder else "suite clip",
+        **_foreign_metrics(),
         "plugins": {str(p.path): p.sha256 for p in plugins}, "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def _foreign_metrics() -> dict[str, Any]:
+    """What the numbers of other people's metrics mean, for a report that does not have their code."""
+    foreign = [cls for cls in metrics.in_order() if is_foreign(cls)]
+    numbers = {cls.name: [asdict(number) for number in cls.numbers] for cls in foreign}
+    return {"metrics": numbers} if numbers else {}
 
 
 def resume_command(

@@ -78,9 +78,10 @@ class _Session:
         parts = assemble(config, suite, self.rewards, runtime, self.world)
         self.policy, self.budget, self.generators = parts.policy, parts.budget, parts.generators
         self.algorithm: Algorithm = parts.algorithm
-        self.mitigations = parts.algorithm.ctx.mitigations
-        self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
-        self.pool = SamplePool(self.rewards, self.world, self.policy.device)
+        self.evaluator = Evaluator.of_policy(
+            self.policy, suite, self.rewards, config.training_prompts(suite), images=config.eval_images,
+            eval_seed=config.eval_seed,
+        )  # fmt: skip
         self.origin = provenance(
             config, suite, self.rewards, parts.own_encoder, plugins, parts.runtime, processes=self.world.size
         )

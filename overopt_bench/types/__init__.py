@@ -5,15 +5,8 @@ Steps are counted in *sampling order*: ``i = 0`` is the noisiest, ``latents[:, i
 of step ``i`` and ``latents[:, i + 1]`` its output.
 """
 
-from overopt_bench.types.algorithm import (
-    Algorithm,
-    AlgorithmParams,
-    Candidates,
-    ImageCost,
-    MeteredReward,
-    Selection,
-    TrainContext,
-)
+from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
+from overopt_bench.types.metric import Evaluation, Metric, Number
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.reward import Reward
 from overopt_bench.types.schedule import Prediction, Schedule
@@ -25,11 +18,10 @@ __all__ = [
     "AlgorithmParams",
     "Architecture",
     "Candidates",
-    "ImageCost",
+    "Evaluation",
     "MeteredReward",
-    "Mitigation",
-    "MitigationParams",
-    "Mitigations",
+    "Metric",
+    "Number",
     "Policy",
     "Prediction",
     "Reward",
