@@ -7,16 +7,24 @@ decorators below put the classes in. A single file can be added with ``--plugin`
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
-from overopt_bench.errors import UserError, explain, unknown_name
+from overopt_bench.derived import derive, parse_settings
+from overopt_bench.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from overopt_bench.types import Algorithm, Metric, Reward, Suite
+    from overopt_bench.types import (
+        Algorithm,
+        DerivedReward,
+        Metric,
+        Mitigation,
+        Resources,
+        Reward,
+        Suite,
+    )
 
 T = TypeVar("T")
 AlgorithmClass = TypeVar("AlgorithmClass", bound="type[Algorithm]")
@@ -166,45 +174,13 @@ class RewardRegistry(Registry["Reward"]):
         kind, *settings = head.strip().split("@")
         if kind not in kinds:
             raise unknown_name("reward of the kind", kind, kinds)
-        params = _parse_settings(kind, kinds[kind].Params, settings)
+        params = parse_settings(kind, kinds[kind].Params, settings)
         members = tuple(part.strip() for part in text.split("+"))
         if len(members) < 2 or len(set(members)) < len(members):
             raise UserError(f"{kind}:{text} needs two or more different rewards, such as {kind}:aesthetic+pickscore")
         if any(":" in member for member in members):
             raise UserError(f"{kind}:{text}: an ensemble's members are plain rewards")
-        return _derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
-
-
-def _parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
-    """``["lambda=0.1"]`` to checked parameters; a UserError says what is wrong."""
-    from pydantic import ValidationError
-
-    given: dict[str, str] = {}
-    for setting in settings:
-        name, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals or not name:
-            raise UserError(f"{kind}@{setting}: write name=value, such as {kind}@name=0.1:aesthetic+pickscore")
-        if name in given:
-            raise UserError(f"{kind}@{setting}: {name} is given twice")
-        given[name] = value
-    try:
-        return params.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, kind, params.named_fields()) from None
-
-
-def _derive(
-    base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
-) -> type[Reward]:
-    """The class of a derived reward; its name is the shortest that gives it, so that equal rewards have equal names."""
-    changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
-    facts: dict[str, Any] = {
-        "name": f"{base.kind}{settings}:{'+'.join(members)}", "params": params, "members": members,
-        "__doc__": base.__doc__, "__module__": base.__module__,
-        "differentiable": all(c.differentiable for c in classes), "needs_prompt": any(c.needs_prompt for c in classes),
-    }  # fmt: skip
-    return type(base.__name__, (base,), facts)
+        return derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
 
 
 algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 POINTS = (0, 100, 200, 300, 400)
@@ -56,37 +57,53 @@ def write_run(
     for point, queries in enumerate(points):
         scores = {name: curve[point] + quirks + rng.normal(0, noise, IMAGES) for name, curve in curves.items()}
         scores[proxy] = point + quirks
-        where = {"queries": queries, "nfe": queries * 40, "seconds": queries / 10, "point": point}
         name = f"images/{queries:07d}.png"
         pixels = np.full((CELL * 2, CELL * COLUMNS, 3), 40 * point, np.uint8)
         Image.fromarray(pixels).save(folder / name)
-        row = {
-            "train/path_kl/mean": float(point**2),
-            "train/sqrt_kl": float(point),
-            "train/diversity": 0.5 - 0.1 * point,
-        }
-        for reward, values in scores.items():
-            row |= {
-                f"train/{reward}/mean": float(values.mean()),
-                f"train/{reward}/stderr": 0.01,
-                f"train/{reward}/count": IMAGES,
-            }
-        detail = {
-            "split": "train", "prompts": [prompts[k // 4 % len(prompts)] for k in range(IMAGES)], "index": [k % 4 for k in range(IMAGES)],
-            "scores": {k: v.tolist() for k, v in scores.items()}, "path_kl": [0.0] * IMAGES, "image_file": name,
-            "first_cell": 0, "columns": COLUMNS, "cell": CELL,
-        }  # fmt: skip
-        lines += [{"event": "scores", **where, **detail}, {"event": "eval", **where, **row}]
+        lines += evaluation(point, queries, scores, prompts, name)
         if algo == "tdpo_r":
-            layer = {
-                "layer": "0",
-                "units": 10,
-                "dormant": {"0": point, "0.025": point, "0.1": point + 1},
-                "persistence": {},
-            }
-            lines.append(
-                {"event": "critic", **where, "round": point, "when": "record", "layers": [layer], "all": layer}
-            )
+            lines.append(critic(point, queries))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "status.json").write_text(json.dumps({"state": state, "reason": reason, "queries": points[-1]}))
     return folder
+
+
+def where(point: int, queries: int) -> dict[str, float]:
+    """How far the run is at an evaluation."""
+    return {"queries": queries, "nfe": queries * 40, "seconds": queries / 10, "point": point}
+
+
+def evaluation(
+    point: int, queries: int, scores: Mapping[str, NDArray[np.float64]], prompts: Sequence[str], image_file: str
+) -> list[dict[str, Any]]:
+    """The two lines of an evaluation: image by image, and means."""
+    row = {
+        "train/path_kl/mean": float(point**2),
+        "train/sqrt_kl": float(point),
+        "train/diversity": 0.5 - 0.1 * point,
+    }
+    for reward, values in scores.items():
+        row |= {
+            f"train/{reward}/mean": float(values.mean()),
+            f"train/{reward}/stderr": 0.01,
+            f"train/{reward}/count": IMAGES,
+        }
+    detail = {
+        "split": "train", "prompts": [prompts[k // 4 % len(prompts)] for k in range(IMAGES)], "index": [k % 4 for k in range(IMAGES)],
+        "scores": {k: v.tolist() for k, v in scores.items()}, "path_kl": [0.0] * IMAGES, "image_file": image_file,
+        "first_cell": 0, "columns": COLUMNS, "cell": CELL,
+    }  # fmt: skip
+    here = where(point, queries)
+    return [{"event": "scores", **here, **detail}, {"event": "eval", **here, **row}]
+
+
+def critic(point: int, queries: int) -> dict[str, Any]:
+    """The line of a critic with one layer of ten units, of which more are dormant at each point."""
+    layer = {
+        "layer": "0",
+        "units": 10,
+        "dormant": {"0": point, "0.025": point, "0.1": point + 1},
+        "persistence": {},
+    }
+    here = where(point, queries)
+    return {"event": "critic", **here, "round": point, "when": "record", "layers": [layer], "all": layer}

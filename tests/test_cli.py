@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_runs import write_run
 
 import overopt_bench
 from overopt_bench import api, cli
@@ -225,27 +224,6 @@ def test_sd14_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--revision 32bd64288804d66eefd0ccbe215aa642df71cc41" in error and not (tmp_path / "o").exists()
 
 
-def test_list_shows_parameters_defaults_and_sources(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list", "algorithms"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    slide = next(i for i, line in enumerate(lines) if line.startswith("  slide"))
-    assert lines[slide].endswith("does nothing along a gradient; needs a differentiable proxy")
-    assert lines[slide + 1].split() == ["lr=0.001", "learning", "rate", "[made", "up", "for", "the", "tests]"]
-    assert "mini 7" in lines[slide + 2] and "changes no result" in lines[slide + 5]
-    assert cli.main(["list"]) == 0
-    text = capsys.readouterr().out
-    assert "[tiny; differentiable; reads the prompt; no encoder" in text and "gold=truth  num_steps=4" in text
-
-
-def test_list_says_everything_once_and_in_whole_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list"]) == 0
-    text = capsys.readouterr().out
-    notes = [line for line in text.splitlines() if "changes no result" in line]
-    assert len(notes) > 5 and all(line.count("memory") == 1 for line in notes if " micro_batch=" in line)
-    presets = text.partition("\npresets\n")[2].splitlines()
-    assert len(presets) > 4 and all(line.endswith(".") for line in presets)
-
-
 def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
     names = [command.__name__ for command in cli.COMMANDS]
     assert names == ["run", "report", "list", "sweep", "eval", "sample", "score", "bench", "doctor"]
@@ -269,35 +247,6 @@ def test_help_does_not_import_torch() -> None:
 def test_the_module_can_be_run() -> None:
     done = subprocess.run([sys.executable, "-m", "overopt_bench", "rum"], check=False, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-
-
-def test_doctor_tells_how_a_run_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A record of schema 1, gone on with on another machine."""
-    folder = write_run(tmp_path)
-    content = json.loads((folder / "config.json").read_text())
-    first = {
-        "versions": {"torch": "2.4"},
-        "hardware": {"threads": 2, "processes": 1},
-        "git": "abc",
-        "started": "monday",
-    }
-    content["config"] |= {"model": None, "precision": "float32"}
-    (folder / "config.json").write_text(json.dumps({**content, "provenance": first}))
-    second = {**first, "hardware": {"threads": 4, "processes": 1}, "started": "tuesday", "queries": 128}
-    (folder / "sessions.jsonl").write_text(json.dumps(second) + "\n{half")
-    assert cli.main(["doctor", str(folder)]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert "run       ddpo on aesthetic, gold human, seed 0" in out
-    assert "session 1 from 0 queries, monday: threads 2, processes 1, revision abc" in out
-    assert "session 2 from 128 queries, tuesday: threads 4, processes 1, revision abc" in out
-    assert [line for line in out if line.startswith("changed")] == [
-        "changed   hardware.threads: 2, then 4 from query 128"
-    ]
-
-
-def test_doctor_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", str(tmp_path)]) == 2
-    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_a_sweep_of_several_processes_ends_together(

@@ -1,14 +1,4 @@
-"""ImageReward and HPSv2 against their authors' packages: same random weights, pictures and prompts.
-
-``golden/official_*.npz`` holds what ``image-reward`` 1.5 and ``hpsv2`` 1.2.0 computed (official/README.md). Here the same
-weights are rebuilt, written as the files that the Hub has, and read by our loader, whose keys are strict. Scores differ by
-max |ours - theirs| / std(theirs) over all pictures x prompts, gradients by ||ours - theirs|| / ||theirs|| over the pixels
-that were kept (every eighth). What is left is float32 rounding, in another order of summation; in float64 our small ImageReward
-differs from the package's float32 by 4.3e-6, which is the package's own rounding and the same on every machine.
-
-Measured on one CPU, largest of all: ImageReward small 1.6e-6 (35 scores), full 1.9e-6 (35), HPSv2 2.2e-6 (35); gradients
-4.9e-7, 1.1e-6 and 0. The cheapest mistake known, a LayerNorm epsilon of 1e-5 in the image encoder, costs 1.1e-5.
-"""
+"""ImageReward against its authors' package; ``official/comparing.py`` says how and how near."""
 
 from __future__ import annotations
 
@@ -22,36 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from official.weights import PROMPTS, digest, fill, picture_digest, pictures
-from PIL import Image
+from official.comparing import (
+    GRADIENT,
+    IMAGEREWARD,
+    PICTURES,
+    SCORE,
+    TEXTS,
+    arrays,
+    gradient_difference,
+    index,
+    load,
+    score_difference,
+    scores_of,
+)
+from official.weights import digest, fill
 from torch import Tensor, nn
 
-from overopt_bench.encoders.preprocessing import MEAN, STD, letterbox, normalise, to_tensor
-from overopt_bench.registry import get_reward, get_suite
-from overopt_bench.rewards.hpsv2 import HPSv2
+from overopt_bench.encoders.preprocessing import MEAN, STD, normalise
 from overopt_bench.rewards.imagereward import ImageReward, ImageRewardModel, transformers_names
-from overopt_bench.rewards.published import PublishedReward
-
-GOLDEN = Path(__file__).parent / "golden"
-SCORE, GRADIENT = 1e-5, 1e-4  # largest differences, relative as said above
-IMAGEREWARD: dict[str, Any] = json.loads((GOLDEN / "official_imagereward.json").read_text())
-HPS: dict[str, Any] = json.loads((GOLDEN / "official_hpsv2.json").read_text())
-PICTURES, TEXTS = pictures(), list(PROMPTS.values())
-
-
-def arrays(name: str) -> dict[str, npt.NDArray[Any]]:
-    with np.load(GOLDEN / f"official_{name}.npz") as archive:
-        return {key: archive[key] for key in archive.files}
 
 
 @pytest.fixture(scope="module")
 def image_reward_truth() -> dict[str, npt.NDArray[Any]]:
     return arrays("imagereward")
-
-
-@pytest.fixture(scope="module")
-def hps_truth() -> dict[str, npt.NDArray[Any]]:
-    return arrays("hpsv2")
 
 
 def write_image_reward(folder: Path, variant: str) -> None:
@@ -64,10 +47,6 @@ def write_image_reward(folder: Path, variant: str) -> None:
     (folder / "ImageReward" / "med_config.json").write_text(json.dumps(facts["med_config"]))
 
 
-def load(name: str, folder: Path) -> Any:
-    return get_reward(name, get_suite("sd14", weights=folder))
-
-
 @pytest.fixture(scope="module")
 def image_reward(tmp_path_factory: pytest.TempPathFactory) -> ImageReward:
     folder = tmp_path_factory.mktemp("official")
@@ -77,78 +56,10 @@ def image_reward(tmp_path_factory: pytest.TempPathFactory) -> ImageReward:
     return reward
 
 
-@pytest.fixture(scope="module")
-def hps(tmp_path_factory: pytest.TempPathFactory) -> HPSv2:
-    folder = tmp_path_factory.mktemp("official") / "HPSv2"
-    state = fill(HPS["shapes"], HPS["seed"])
-    half = {key: value.half() for key, value in state.items()}
-    assert digest(state) == HPS["state_sha256"] and digest(half) == HPS["half_state_sha256"]
-    folder.mkdir()
-    torch.save({"state_dict": half}, folder / "HPS_v2_compressed.pt")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": HPS["config"]}))
-    reward = load("hpsv2", folder.parent)
-    assert isinstance(reward, HPSv2)
-    return reward
-
-
-def score_difference(ours: Tensor, theirs: npt.NDArray[Any]) -> float:
-    """max |ours - theirs| / std(theirs) over a table ``[pictures, prompts]``."""
-    return float((ours.double() - torch.from_numpy(theirs).double()).abs().max() / theirs.astype(np.float64).std())
-
-
-@torch.no_grad()
-def scores_of(
-    reward: PublishedReward, images: Sequence[Image.Image], prompts: Sequence[str], pixels: Tensor | None = None
-) -> Tensor:
-    """Scores ``[pictures, prompts]``, end to end or, where they are given, of pixels ``[pictures, 3, side, side]``."""
-    n = len(prompts)
-    if pixels is None:
-        pairs = [image for image in images for _ in prompts]
-        return reward.score_pictures(pairs, list(prompts) * len(images), 512).reshape(-1, n)
-    return torch.stack([reward.score_pixels(pixel.expand(n, -1, -1, -1), prompts) for pixel in pixels])
-
-
-def gradient_difference(
-    reward: PublishedReward, pixels: Tensor, prompt: str, theirs: npt.NDArray[Any], norm: npt.NDArray[Any]
-) -> float:
-    """Relative l2 of d score / d pixels over every eighth pixel; its whole length is compared to theirs too."""
-    leaf = pixels[None].clone().requires_grad_()
-    (whole,) = torch.autograd.grad(reward.score_pixels(leaf, [prompt]).sum(), leaf)
-    assert float(whole.norm()) == pytest.approx(float(norm), rel=GRADIENT)
-    part, truth = whole[0, :, ::8, ::8].double(), torch.from_numpy(theirs).double()
-    return float((part - truth).norm() / truth.norm())
-
-
 def their_pixels(truth: Mapping[str, npt.NDArray[Any]]) -> Tensor:
     """What ``image-reward`` gave its model, ``[7, 3, 224, 224]``: its ToTensor and Normalize of the stored bytes."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (torch.from_numpy(truth["pixels"]).float().div(255) - mean) / std
-
-
-def index(pair: Sequence[str]) -> tuple[int, int]:
-    picture, prompt = pair
-    return list(PICTURES).index(picture), list(PROMPTS).index(prompt)
-
-
-# --- that both sides speak of the same things
-
-
-def test_pictures_and_prompts_are_those_of_the_official_runs() -> None:
-    for facts in (IMAGEREWARD, HPS):
-        assert facts["pictures_sha256"] == picture_digest()
-        assert facts["prompts"] == PROMPTS and list(facts["pictures"]) == list(PICTURES)
-
-
-def test_scores_depend_on_both_picture_and_prompt(
-    image_reward_truth: dict[str, npt.NDArray[Any]], hps_truth: dict[str, npt.NDArray[Any]]
-) -> None:
-    """Else a deaf or blind model would pass: the truth varies along both axes, a hundred tolerances at least."""
-    for table in (image_reward_truth["small_scores"], image_reward_truth["full_scores"], hps_truth["scores"]):
-        assert table.std(axis=0).min() > 100 * SCORE * table.std()
-        assert table.std(axis=1).min() > 100 * SCORE * table.std()
-
-
-# --- ImageReward
 
 
 @pytest.mark.parametrize("variant", ["small", "full"])
@@ -328,91 +239,6 @@ def test_image_reward_at_its_true_size(true_size: ImageReward, image_reward_trut
         picture, prompt = index(pair)
         gradient, norm = (image_reward_truth[f"full_gradient{kind}_{'_'.join(pair)}"] for kind in ("", "_norm"))
         assert gradient_difference(true_size, pixels[picture], TEXTS[prompt], gradient, norm) <= GRADIENT
-
-
-# --- HPSv2
-
-
-def test_hps_has_every_tensor_of_the_file(hps: HPSv2) -> None:
-    """62 of 62, in half precision on disk and float32 in memory, to the bit."""
-    state = {key: value.half().float() for key, value in fill(HPS["shapes"]).items()}
-    own = hps.model.state_dict()
-    assert own.keys() == state.keys() and len(own) == HPS["tensors"] == 62
-    assert all(own[key].dtype == torch.float32 and torch.equal(own[key], value) for key, value in state.items())
-
-
-def test_hps_reads_the_official_tokens(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
-    assert np.array_equal(hps.tokenizer(TEXTS).numpy(), hps_truth["tokens"])
-
-
-@pytest.mark.parametrize("antialias", [True, False])
-def test_hps_sees_the_official_pixels(antialias: bool, hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
-    """Within a float32 ulp or two of [-2.5, 3.2]: every eighth pixel, and the length of each picture as a whole."""
-    kept, norm = (hps_truth[f"pixels{kind}{'' if antialias else '_no_antialias'}"] for kind in ("", "_norm"))
-    if antialias:
-        ours = hps.official_pixels(list(PICTURES.values()))
-    else:
-        ours = torch.cat([letterbox(to_tensor([p]), 224, antialias=False) for p in PICTURES.values()])
-    np.testing.assert_allclose(ours[..., ::8, ::8].numpy(), kept, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(ours.double().flatten(1).norm(dim=1).numpy(), norm, rtol=1e-6)
-
-
-def test_hps_scores_as_the_package(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
-    """End to end; and without antialiasing, the package's own difference, which no tolerance would hide."""
-    ours = scores_of(hps, list(PICTURES.values()), TEXTS)
-    assert score_difference(ours, hps_truth["scores"]) <= SCORE
-    assert score_difference(ours, hps_truth["scores_no_antialias"]) > 0.1
-    pixels = torch.cat([letterbox(to_tensor([p]), 224, antialias=False) for p in PICTURES.values()])
-    assert score_difference(scores_of(hps, [], TEXTS, pixels), hps_truth["scores_no_antialias"]) <= SCORE
-
-
-def test_hps_features_are_the_packages(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
-    with torch.no_grad():
-        ours = hps.encode_pixels(hps.official_pixels(list(PICTURES.values())))
-        words = torch.nn.functional.normalize(hps.model.encode_text(hps.tokenizer(TEXTS)), dim=-1)  # type: ignore[operator]
-    assert score_difference(ours, hps_truth["image_features"]) <= SCORE
-    assert score_difference(words, hps_truth["text_features"]) <= SCORE
-
-
-@pytest.mark.parametrize("pair", HPS["gradients"])
-def test_hps_gradients_are_the_packages(
-    pair: Sequence[str], hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]
-) -> None:
-    picture, prompt = index(pair)
-    theirs, norm = (hps_truth[f"gradient{kind}_{'_'.join(pair)}"] for kind in ("", "_norm"))
-    pixels = hps.official_pixels([list(PICTURES.values())[picture]])[0]
-    assert gradient_difference(hps, pixels, TEXTS[prompt], theirs, norm) <= GRADIENT
-
-
-def test_hps_with_a_transposed_projection_would_fail(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
-    """The text's projection is square: its shape does not tell, only scores do."""
-    projection: Any = hps.model.text_projection
-    kept = projection.detach().clone()
-    try:
-        projection.data.copy_(kept.T)
-        assert score_difference(scores_of(hps, list(PICTURES.values()), TEXTS), hps_truth["scores"]) > 0.1
-    finally:
-        projection.data.copy_(kept)
-
-
-def test_hps_with_a_crop_would_fail(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
-    """CLIP's resize and crop, which TDPO's code feeds to HPSv2, is another reward."""
-    from overopt_bench.encoders.preprocessing import clip_pixels
-
-    ours = scores_of(hps, [], TEXTS, clip_pixels(list(PICTURES.values()), 224))
-    assert score_difference(ours, hps_truth["scores"]) > 0.1
-
-
-def test_hps_v2_at_its_true_size_has_686_tensors() -> None:
-    """open_clip's ViT-H-14, which is built where no configuration lies beside the weights; on the meta device."""
-    from open_clip.model import CLIP
-
-    from overopt_bench.rewards.hpsv2 import architecture
-
-    with torch.device("meta"):
-        model = CLIP(**architecture(Path("/nowhere")))
-    assert len(model.state_dict()) == 686
-    assert sum(p.numel() for p in model.parameters()) == 986_109_441
 
 
 def test_normalise_is_torchvisions() -> None:

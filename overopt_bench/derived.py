@@ -1,0 +1,44 @@
+"""Rewards that are made of others: what their names say, and the class that a name stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from overopt_bench.errors import UserError, explain
+
+if TYPE_CHECKING:
+    from overopt_bench.types import DerivedReward, Reward, RewardParams
+
+
+def parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
+    """``["lambda=0.1"]`` to checked parameters; a UserError says what is wrong."""
+    from pydantic import ValidationError
+
+    given: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not name:
+            raise UserError(f"{kind}@{setting}: write name=value, such as {kind}@name=0.1:aesthetic+pickscore")
+        if name in given:
+            raise UserError(f"{kind}@{setting}: {name} is given twice")
+        given[name] = value
+    try:
+        return params.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, kind, params.named_fields()) from None
+
+
+def derive(
+    base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
+) -> type[Reward]:
+    """The class of a derived reward; its name is the shortest that gives it, so that equal rewards have equal names."""
+    changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
+    facts: dict[str, Any] = {
+        "name": f"{base.kind}{settings}:{'+'.join(members)}", "params": params, "members": members,
+        "__doc__": base.__doc__, "__module__": base.__module__,
+        "differentiable": all(c.differentiable for c in classes), "needs_prompt": any(c.needs_prompt for c in classes),
+    }  # fmt: skip
+    return type(base.__name__, (base,), facts)
