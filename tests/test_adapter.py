@@ -14,7 +14,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from overopt_bench import cli
-from overopt_bench.diffusion.policy import LORA_TARGETS, DiffusionPolicy
+from overopt_bench.diffusion.adapter import LORA_TARGETS
+from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
 from overopt_bench.suites.mini import WEIGHTS
 from overopt_bench.training import loop as train

@@ -91,12 +91,12 @@ def test_base_turns_the_adapter_off_and_on_again() -> None:
 
 def test_guidance_of_one_is_the_conditional_prediction() -> None:
     policy, guided = make(guidance_scale=1.0), make(guidance_scale=3.0)
-    x, steps = noise(policy)[0], torch.tensor([0, 1, 3])
+    x, timesteps = noise(policy)[0], torch.tensor([981, 500, 1])
     with torch.no_grad():
-        eps = policy.guided_output(x, steps, PROMPTS)
-        empty = policy.guided_output(x, steps, [""] * 3)
+        eps = policy.predict(x, timesteps, PROMPTS).noise
+        empty = policy.predict(x, timesteps, [""] * 3).noise
         torch.testing.assert_close(
-            guided.guided_output(x, steps, PROMPTS), empty + 3 * (eps - empty), rtol=1e-4, atol=1e-4
+            guided.predict(x, timesteps, PROMPTS).noise, empty + 3 * (eps - empty), rtol=1e-4, atol=1e-4
         )
     assert policy.nfe == 6 and guided.nfe == 6
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
-from overopt_bench.diffusion.schedule import Schedule, make_schedule
+from overopt_bench.diffusion.ddim import PredictionType, clean_and_noise
+from overopt_bench.diffusion.schedule import DDIMSchedule, make_schedule
 from overopt_bench.errors import UserError
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -17,7 +18,7 @@ BY_HAND = {"trained_betas": [0.1, 0.2, 0.3, 0.4], "num_train_timesteps": 4}  # a
 SPACINGS = [(spacing, offset) for spacing in ("leading", "trailing", "linspace") for offset in (0, 1)]
 
 
-def make(num_steps: int, eta: float = 1.0, **config: Any) -> Schedule:
+def make(num_steps: int, eta: float = 1.0, **config: Any) -> DDIMSchedule:
     return make_schedule(DDIMScheduler(**{**SD, **config}).config, num_steps, eta)
 
 
@@ -27,7 +28,7 @@ def alphas(**config: Any) -> np.ndarray:
     return np.cumprod(1 - betas)
 
 
-def stds(schedule: Schedule) -> torch.Tensor:
+def stds(schedule: DDIMSchedule) -> torch.Tensor:
     """Of every step ``[T]``."""
     x = torch.zeros(len(schedule.timesteps), 1, 1, 1)
     return schedule.transition(x, x, torch.arange(len(x))).std.flatten()
@@ -142,15 +143,14 @@ def test_zero_terminal_snr_begins_with_noise_alone() -> None:
 
 def test_what_the_network_says_of_an_image_by_hand() -> None:
     """x = 1 and alpha = 1/4: the output is 1/2 of noise, of image, of velocity."""
-    x, out, step = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    x, out = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5)
     root = 0.75**0.5
-    expected = {
+    expected: dict[PredictionType, tuple[float, float]] = {
         "epsilon": ((1 - root / 2) / 0.5, 0.5), "sample": (0.5, 0.75 / root), "v_prediction": (0.5 - root / 2, root + 0.25)
     }  # fmt: skip
     for prediction, values in expected.items():
-        alpha = torch.tensor([0.25])
-        schedule = Schedule(step, alpha, alpha, prediction, 1.0)  # type: ignore[arg-type]
-        found = [float(part) for part in schedule.clean_and_noise(x, out, step)]
+        made_of = clean_and_noise(x, out, torch.tensor([0.25]), prediction)
+        found = [float(made_of.clean), float(made_of.noise)]
         assert found == pytest.approx(values, abs=1e-6), prediction
         assert 0.5 * found[0] + root * found[1] == pytest.approx(1)
 

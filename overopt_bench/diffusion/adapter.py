@@ -15,6 +15,7 @@ from torch import Tensor
 from overopt_bench.errors import UserError
 from overopt_bench.files import atomic
 
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # every attention of the U-Net, as in trl's DDPO
 PREFIX = "unet."  # diffusers' name of the part that the weights belong to
 
 

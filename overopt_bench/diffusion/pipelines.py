@@ -58,11 +58,13 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)  # not module.to: diffusers warns of it, even where nothing changes
 
 
-def refuse_unsupported(kind: str, configs: Configs) -> None:
+def refuse_unsupported(kind: str, configs: Configs, *, own_schedule: bool = False) -> None:
     """Make sure that the policy does all that a pipeline's configurations ask for.
 
     Args:
-        kind: the pipeline's class. configs: as ``configs_of``, of live parts or of files that lack their defaults.
+        kind: the pipeline's class.
+        configs: as ``configs_of``, of live parts or of files that lack their defaults.
+        own_schedule: whether a schedule of its own samples, so that what the checkpoint's scheduler asks for is moot.
 
     Raises:
         UserError: with what is not supported.
@@ -73,7 +75,8 @@ def refuse_unsupported(kind: str, configs: Configs) -> None:
     if left_out := sorted(configs.keys() - known.keys()):
         raise UserError(f"the pipeline is a {kind} without {' and '.join(left_out)}; all its parts are needed")
     latent_side(known["unet"])
-    for check in (_scheduler(known["scheduler"]), _unet(known), _vae(known["vae"], "text_encoder_2" in known)):
+    scheduler = iter(()) if own_schedule else _scheduler(known["scheduler"])
+    for check in (scheduler, _unet(known), _vae(known["vae"], "text_encoder_2" in known)):
         for complaint in check:
             raise UserError(complaint)
 

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Generator, Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
 from overopt_bench.compute.processes import World
-from overopt_bench.compute.runtime import ATTENTION, Runtime
-from overopt_bench.diffusion.adapter import finite, read_lora, write_lora
+from overopt_bench.compute.runtime import Runtime
+from overopt_bench.diffusion.adapter import LORA_TARGETS, finite, read_lora, write_lora
+from overopt_bench.diffusion.copies import PREFIX
+from overopt_bench.diffusion.decoder import Decoder
+from overopt_bench.diffusion.network import Network, add_adapter
 from overopt_bench.diffusion.pipelines import cast, configs_of, latent_side, refuse_unsupported
 from overopt_bench.diffusion.prompts import Conditioning, PromptEncoder
 from overopt_bench.diffusion.schedule import make_schedule
 from overopt_bench.errors import UserError
-from overopt_bench.types import Trajectory
+from overopt_bench.types.policy import Trajectory
+from overopt_bench.types.schedule import Prediction, Schedule
 from overopt_bench.types.transition import Transition
 
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # every attention of the U-Net, as in trl's DDPO
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MICRO_BATCH = 128  # samples per pass where nobody says otherwise
 
 
 class DiffusionPolicy:
-    """Stable Diffusion's U-Net with LoRA; sampler DDIM with eta > 0 (DDPO, section 4.1).
+    """Stable Diffusion's U-Net with LoRA; sampler DDIM with eta > 0 (DDPO, section 4.1), or a schedule that is given.
 
     Base weights are frozen; the adapter is float32 and starts at zero effect. Guidance is inside both sampling
     and ``transition``: a mismatch would make the first PPO ratio differ from 1. Latents, transitions and
@@ -37,10 +38,17 @@ class DiffusionPolicy:
 
     Args:
         pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``; see ``pipelines`` for which.
-        num_steps: T. guidance_scale: w in eps = eps_u + w (eps_c - eps_u); 1 uses the prompt alone.
-        eta: stochasticity, in (0, 1]. seed: of the adapter's initial weights.
+        num_steps: T.
+        guidance_scale: w in eps = eps_u + w (eps_c - eps_u); 1 uses the prompt alone.
+        eta: stochasticity, in (0, 1].
+        lora_rank: of the adapter.
+        lora_alpha: of the adapter, whose scale is alpha / rank.
+        seed: of the adapter's initial weights.
         precision: of the U-Net, the text encoders and the VAE (XL's VAE overflows in float16 and stays float32).
-        runtime: device, micro-batch, compilation, attention. world: the processes that share the sampling.
+        runtime: device, micro-batch, compilation, attention.
+        world: the processes that share the sampling.
+        schedule: the sampler's mathematics on the runtime's device; None is DDIM on the checkpoint's betas, with
+            ``num_steps`` and ``eta``, which a schedule that is given has itself.
 
     Raises:
         UserError: for another kind of pipeline, a number of steps that its schedule does not have, or an attention
@@ -50,11 +58,12 @@ class DiffusionPolicy:
     def __init__(
         self, pipeline: Any, *, num_steps: int, guidance_scale: float, eta: float, lora_rank: int, lora_alpha: int,
         seed: int, precision: str = "float32", runtime: Runtime | None = None, world: World | None = None,
+        schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         runtime = runtime or Runtime()
-        refuse_unsupported(type(pipeline).__name__, configs_of(pipeline))
-        self.schedule = make_schedule(pipeline.scheduler.config, num_steps, eta, runtime.device)
-        self.timesteps = self.schedule.timesteps
+        refuse_unsupported(type(pipeline).__name__, configs_of(pipeline), own_schedule=schedule is not None)
+        self.schedule = schedule or make_schedule(pipeline.scheduler.config, num_steps, eta, runtime.device)
+        self.timesteps, self.num_steps = self.schedule.timesteps, len(self.schedule.timesteps)
         self.device, self.world = torch.device(runtime.device), world or World(device=runtime.device)
         self.dtype = PRECISIONS[precision]
         self.micro_batch = runtime.micro_batch or MICRO_BATCH
@@ -63,86 +72,88 @@ class DiffusionPolicy:
         size = latent_side(self.unet.config)
         self.latent_shape = (self.unet.config.in_channels, size, size)
         self.encode = PromptEncoder(pipeline, self.device, size * pipeline.vae_scale_factor)
-        self.vae_dtype = torch.float32 if self.encode.is_xl and self.dtype == torch.float16 else self.dtype
+        vae_dtype = torch.float32 if self.encode.is_xl and self.dtype == torch.float16 else self.dtype
+        self._decoder = Decoder(self.vae, vae_dtype)
         for module in (self.unet, self.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if module is not None:
                 module.requires_grad_(False).eval()
-                cast(module, self.vae_dtype if module is self.vae else self.dtype)
+                cast(module, vae_dtype if module is self.vae else self.dtype)
         self.unet.to(memory_format=torch.channels_last)
-        self.num_steps, self.guidance_scale = num_steps, guidance_scale
-        self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
-        self.nfe = 0
-        self._add_adapter(seed)
-        _set_attention(self.unet, runtime.attention)
-        self._unet_forward: Any = torch.compile(self.unet) if runtime.compile else self.unet
+        self.guidance_scale, self.lora_rank, self.lora_alpha = guidance_scale, lora_rank, lora_alpha
+        add_adapter(self.unet, rank=lora_rank, alpha=lora_alpha, seed=seed)
+        self.network = Network(
+            self.unet, self.encode, guidance_scale=guidance_scale, dtype=self.dtype, runtime=runtime, world=self.world
+        )
+        self.copies = self.network.copies
 
-    def _add_adapter(self, seed: int) -> None:
-        config = LoraConfig(
-            r=self.lora_rank, lora_alpha=self.lora_alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS)
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.unet.add_adapter(config)
-        for p in self.trainable():
-            p.data = p.data.float()
+    @property
+    def nfe(self) -> int:
+        """U-Net evaluations so far, those of the base model and of copies included."""
+        return self.network.nfe
+
+    @nfe.setter
+    def nfe(self, value: int) -> None:
+        self.network.nfe = value
 
     def trainable(self) -> list[nn.Parameter]:
         """The adapter's parameters, float32."""
-        return [p for p in self.unet.parameters() if p.requires_grad]
+        return list(self.copies.current)
 
-    @contextmanager
-    def base(self) -> Iterator[None]:
-        """Inside: the adapter is off."""
-        self.unet.disable_adapters()
-        try:
-            yield
-        finally:
-            self.unet.enable_adapters()
+    def base(self) -> AbstractContextManager[None]:
+        """Inside: the adapter is off; see ``types.Policy``."""
+        return self.copies.wearing(None)
 
-    def guided_output(
-        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], recomputed: bool = False
-    ) -> Tensor:  # fmt: skip
-        """The U-Net's guided output ``[B, C, h, w]`` float32 for x_i ``[B, C, h, w]`` at each sample's own step ``[B]``.
+    def keep(self, name: str) -> None:
+        """Keep a frozen copy of the adapter as it is now; see ``types.Policy``."""
+        self.copies.keep(name)
 
-        ``schedule.prediction`` says what it is: noise, velocity or image. Guidance is the same for all three, for
-        at one x they are linear in each other.
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """Inside: the policy is the copy of that name; see ``types.Policy``."""
+        return self.copies.wearing(self.copies[name])
 
-        Args:
-            recomputed: keep only the inputs of the whole pass for the backward pass.
-        """
-        self.world.check_stop()
-        t, w = self.timesteps[steps], self.guidance_scale
-        context = self.encode(prompts)
-        x = latents
-        if w != 1:  # one pass of 2 B: [unconditional, conditional]
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-            context = Conditioning.cat([self.encode.unconditional(len(latents)), context])
-        self.nfe += len(x)
-        x = x.to(memory_format=torch.channels_last)
-        if recomputed and torch.is_grad_enabled():
-            out = recompute(self._unet, x, t, context, use_reentrant=False)
-        else:
-            out = self._unet(x, t, context)
-        if w != 1:
-            unconditional, conditional = out.chunk(2)
-            out = unconditional + w * (conditional - unconditional)
-        return torch.as_tensor(out)
+    def blend(self, name: str, decay: float) -> None:
+        """Move a copy towards the adapter as it is now; see ``types.Policy``."""
+        self.copies.blend(name, decay)
 
-    def _unet(self, x: Tensor, t: Tensor, context: Conditioning) -> Tensor:
-        with self._autocast():
-            out = self._unet_forward(x, t, context.embeds, added_cond_kwargs=context.added, return_dict=False)[0]
-        return torch.as_tensor(out.float())
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, prompts: Sequence[str], *, checkpoint: bool = False
+    ) -> Prediction:
+        """Say what latents are made of at any training timesteps; see ``types.Policy``."""
+        if checkpoint:
+            self.network.checkpoint_blocks()
+        timesteps = timesteps.to(self.device)
+        output = self.network(latents, timesteps, self.network.condition(prompts))
+        return self.schedule.predict(latents.float(), output, timesteps)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+    def add_noise(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Re-noise clean latents to training timesteps; see ``types.Policy``."""
+        signal, level = self.schedule.levels(timesteps)
+        return signal * clean + level * noise
 
     def transition(
-        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False
-    ) -> Transition:
+        self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False,
+        *, eta: Tensor | None = None,
+    ) -> Transition:  # fmt: skip
         """p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
         if checkpoint:
-            self.unet.enable_gradient_checkpointing()  # block by block; acts only where there is a graph
-        return self.schedule.transition(latents.float(), self.guided_output(latents, steps, prompts), steps)
+            self.network.checkpoint_blocks()
+        return self._transition(latents, steps, self.network.condition(prompts), eta)
+
+    def _transition(
+        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, recomputed: bool = False
+    ) -> Transition:
+        output = self.network(x, self.timesteps[steps], context, whole=recomputed)
+        return self.schedule.transition(x.float(), output, steps, eta)
+
+    def transition_vjp(self, latents: Tensor, steps: Tensor, prompts: Sequence[str], vector: Tensor) -> Tensor:
+        """(d mean / d x)^T v of a transition; see ``types.Policy``. Its passes have the policy's precision."""
+        products = []
+        for rows in torch.arange(len(latents)).split(self.micro_batch):
+            x = latents[rows].detach().float().requires_grad_()
+            with torch.enable_grad():
+                mean = self.transition(x, steps[rows], [prompts[k] for k in rows.tolist()]).mean
+                products.append(torch.autograd.grad(mean, x, vector[rows].to(mean))[0])
+        return torch.cat(products)
 
     @torch.no_grad()
     def try_once(self) -> None:
@@ -151,8 +162,8 @@ class DiffusionPolicy:
         Raises:
             UserError: where its parts do not fit each other, or give something that is not finite.
         """
-        nfe, forward = self.nfe, self._unet_forward
-        self._unet_forward = self.unet  # a compiled one would be compiled for this one shape first
+        nfe, forward = self.nfe, self.network.forward
+        self.network.forward = self.unet  # a compiled one would be compiled for this one shape first
         x = torch.randn((1, *self.latent_shape), generator=Generator().manual_seed(0)).to(self.device)
         try:
             image = self.decode(self.transition(x, torch.zeros(1, dtype=torch.long, device=self.device), [""]).mean)
@@ -161,7 +172,7 @@ class DiffusionPolicy:
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"the base model does not run, its parts do not fit each other: {error}") from None
         finally:
-            self.nfe, self._unet_forward = nfe, forward
+            self.nfe, self.network.forward = nfe, forward
         if not bool(image.isfinite().all()):
             advice = "; try --precision float32" if self.dtype != torch.float32 else ", its weights are damaged"
             raise UserError(f"the base model draws an image that is not finite{advice}")
@@ -171,92 +182,105 @@ class DiffusionPolicy:
         # chain by chain, so that micro-batches of any size draw the same noise
         return torch.randn((n, self.num_steps + 1, *self.latent_shape), generator=generator).transpose(0, 1)
 
-    def rollout(self, prompts: Sequence[str], generator: Generator) -> Trajectory:
+    def rollout(self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None) -> Trajectory:
         """Draw one image per prompt from the generator's noise; see ``types.Policy``."""
-        return self.sample(self.draw_noise(len(prompts), generator), prompts)[0]
+        return self.sample(self.draw_noise(len(prompts), generator), prompts, eta=eta)[0]
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, prompts: Sequence[str], *, with_kl: bool = False
+        self, noise: Tensor, prompts: Sequence[str], *, with_kl: bool = False, eta: Tensor | None = None
     ) -> tuple[Trajectory, Tensor | None]:
-        """Chains from given noise ``[T+1, B, C, h, w]`` without a graph, in micro-batches, shared among processes.
+        """Draw chains from given noise without a graph, in micro-batches, shared among processes.
+
+        Args:
+            noise: ``[T+1, B, C, h, w]``.
+            prompts: B prompts.
+            with_kl: also give ``kl``, at the price of a pass of the base model a step.
+            eta: ``[T]`` noise of each step, in place of the schedule's own.
 
         Returns:
-            The trajectory and, where asked, the KL to the base model of each step ``[B, T]`` in nats
-            (E over on-policy trajectories of its sum is the exact path KL).
+            The trajectory and, where asked, its ``kl``: E over on-policy trajectories of its sum is the exact path KL.
 
         Raises:
             FloatingPointError: for images that are not finite, which not every reward notices.
         """
 
         def work(rows: Tensor) -> tuple[Tensor, ...]:
-            words = [prompts[k] for k in rows.tolist()]
-            t, kl = self._chains(noise[:, rows].to(self.device), words, with_kl=with_kl)
-            return (t.latents, t.log_probs, t.images, *([] if kl is None else [kl]))
+            own = [prompts[k] for k in rows.tolist()]
+            t = self._chains(noise[:, rows].to(self.device), own, with_kl=with_kl, eta=eta)
+            return (t.latents, t.log_probs, t.images, *([] if t.kl is None else [t.kl]))
 
         latents, log_probs, images, *kl = self.world.map(work, len(prompts), self.micro_batch)
         if not bool((good := images.isfinite().flatten(1).all(1)).all()):
             raise FloatingPointError(f"{int((~good).sum())} of {len(good)} images that the policy drew are not finite")
-        return Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images), kl[0] if with_kl else None
+        trajectory = Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images, kl[0] if with_kl else None)
+        return trajectory, trajectory.kl
 
     def rollout_from(
-        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False, with_kl: bool = False
     ) -> Trajectory:
-        """Chains from given noise ``[T+1, B, C, h, w]`` with a graph; see ``types.Policy``."""
+        """Draw chains from given noise with a graph; see ``types.Policy``."""
         if checkpoint:
-            self.unet.enable_gradient_checkpointing(), self.vae.enable_gradient_checkpointing()
-        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, recomputed=checkpoint)[0]
+            self.network.checkpoint_blocks()
+            self.vae.enable_gradient_checkpointing()
+        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, recomputed=checkpoint, with_kl=with_kl)
 
     def _chains(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, recomputed: bool = False,
-        with_kl: bool = False,
-    ) -> tuple[Trajectory, Tensor | None]:  # fmt: skip
+        with_kl: bool = False, eta: Tensor | None = None,
+    ) -> Trajectory:  # fmt: skip
+        context = self.network.condition(prompts)
         x = noise[0]
         latents, log_probs, kl = [x], [], []
-        for i in range(self.num_steps):
+        for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
             steps = torch.full((len(prompts),), i, device=self.device)
+            undefined = x.new_full((len(prompts),), torch.nan)  # a deterministic step has neither density nor KL
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                step = self.schedule.transition(x, self.guided_output(x, steps, prompts, recomputed), steps)
+                step = self._transition(x, steps, context, eta, recomputed)
                 x_next = step.sample(noise[i + 1])
-            with torch.no_grad():
-                log_probs.append(step.log_prob(x_next))
-                if with_kl:
+                if with_kl and own_eta > 0:
                     with self.base():
-                        kl.append(step.kl(self.transition(x, steps, prompts)))
+                        kl.append(step.kl(self._transition(x, steps, context, eta, recomputed)))
+                elif with_kl:
+                    kl.append(undefined)
+            with torch.no_grad():
+                log_probs.append(step.log_prob(x_next) if own_eta > 0 else undefined)
             x = x_next
             latents.append(x.detach())
         with torch.set_grad_enabled(grad_from is not None):
             images = self.decode(x)
-        trajectory = Trajectory(
-            tuple(prompts), torch.stack(latents, 1), self.timesteps, torch.stack(log_probs, 1), images
-        )
-        return trajectory, torch.stack(kl, 1) if with_kl else None
+        return Trajectory(
+            tuple(prompts), torch.stack(latents, 1), self.timesteps, torch.stack(log_probs, 1), images,
+            torch.stack(kl, 1) if with_kl else None,
+        )  # fmt: skip
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1], float32; differentiable."""
-        latents = self._unscale(latents).to(self.vae_dtype, memory_format=torch.channels_last)
-        return torch.as_tensor((self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1))
+        return self._decoder(latents)
 
-    def _unscale(self, latents: Tensor) -> Tensor:
-        """From the U-Net's scale to the VAE's, as diffusers' pipelines do."""
-        config = self.vae.config
-        moments, scale = (config.get("latents_mean"), config.get("latents_std")), float(config.scaling_factor)
-        if None in moments:
-            return latents / scale
-        mean, std = (torch.tensor(values, device=latents.device).view(1, -1, 1, 1) for values in moments)  # per channel
-        return latents * std / scale + mean
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The adapter's weights.
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter's weights by peft's names; the tensors are the parameters' own memory.
 
         Raises:
             FloatingPointError: where one is not finite, so that no such state is ever saved.
         """
-        return finite(dict(get_peft_model_state_dict(self.unet)))
+        with self.copies.wearing(self.copies.current):
+            return finite(dict(get_peft_model_state_dict(self.unet)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The adapter's weights and its kept copies.
+
+        Raises:
+            FloatingPointError: where a weight of the adapter is not finite.
+        """
+        return {**self.adapter(), **self.copies.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the adapter's weights."""
-        set_peft_model_state_dict(self.unet, state)
+        """Restore the adapter's weights and its copies; a state without copies leaves none."""
+        copies = {key: value for key, value in state.items() if key.startswith(PREFIX)}
+        with self.copies.wearing(self.copies.current):
+            set_peft_model_state_dict(self.unet, {key: value for key, value in state.items() if key not in copies})
+        self.copies.load_state_dict(copies)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the LoRA, its alpha included, so that ``pipeline.load_lora_weights(folder)`` reads it.
@@ -264,7 +288,7 @@ class DiffusionPolicy:
         Raises:
             OSError: where it cannot be written. FloatingPointError: where a weight is not finite.
         """
-        write_lora(folder, self.state_dict(), rank=self.lora_rank, alpha=self.lora_alpha, targets=LORA_TARGETS)
+        write_lora(folder, self.adapter(), rank=self.lora_rank, alpha=self.lora_alpha, targets=LORA_TARGETS)
 
     def load_adapter(self, folder: Path) -> None:
         """Read what ``save_adapter`` wrote for a policy of the same rank and alpha.
@@ -273,26 +297,7 @@ class DiffusionPolicy:
             UserError: where there is none, or it is damaged or of another shape.
             FloatingPointError: where a weight is not finite.
         """
-        state, own = read_lora(folder), self.state_dict()
+        state, own = read_lora(folder), self.adapter()
         if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
             raise UserError(f"{folder} holds no adapter of rank {self.lora_rank} for this base model")
         self.load_state_dict(finite(state))
-
-
-def _set_attention(unet: Any, kind: str | None) -> None:
-    """The implementation of attention; U-Nets of diffusers take a processor, not one of its dispatched backends.
-
-    Raises:
-        UserError: where its package is missing.
-    """
-    from diffusers.models import attention_processor
-
-    if kind is None:
-        return
-    if kind == "xformers":
-        try:
-            unet.enable_xformers_memory_efficient_attention()
-        except (ImportError, ModuleNotFoundError, ValueError) as error:
-            raise UserError(f"--attention xformers: {error}") from None
-    else:
-        unet.set_attn_processor(getattr(attention_processor, ATTENTION[kind])())

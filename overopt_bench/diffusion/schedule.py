@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast, get_args
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from overopt_bench.diffusion.ddim import Prediction, clean_and_noise, ddim_transition
+from overopt_bench.diffusion.ddim import PredictionType, clean_and_noise, ddim_transition
 from overopt_bench.errors import UserError
+from overopt_bench.types.schedule import Prediction
 from overopt_bench.types.transition import Transition
 
 # what is the checkpoint's, also where only the class of its scheduler or of its pipeline says it
@@ -22,47 +24,78 @@ OWN = (
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """T steps of DDIM with noise (DDPO, section 4.1), from noise to image.
+class DDIMSchedule:
+    """T steps of DDIM with noise (DDPO, section 4.1), from noise to image; a ``types.Schedule``.
 
     Attributes:
         timesteps: ``[T]`` int64, strictly decreasing, the last at least 1; what the network is told.
-        alpha: ``[T]`` float32, alphas_cumprod at each timestep. alpha_prev: ``[T]``, at the list's next timestep, after
-            the last one at timestep 0 (``set_alpha_to_one=False``: at 1 the last step would have no noise).
-        prediction: what the network's output is. eta: stochasticity, in (0, 1].
+        alphas: ``[N]`` float32, alphas_cumprod of every training timestep.
+        prediction: what the network's output is.
+        eta: ``[T]`` float64 on the CPU, in [0, 1], the stochasticity of each step.
     """
 
     timesteps: Tensor
-    alpha: Tensor
-    alpha_prev: Tensor
-    prediction: Prediction
-    eta: float
+    alphas: Tensor
+    prediction: PredictionType
+    eta: Tensor
 
-    def clean_and_noise(self, x: Tensor, output: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """x0 and eps, ``[B, C, h, w]`` each, given the network's guided output at x of each sample's own step ``[B]``."""
-        return clean_and_noise(x, output, self.alpha[steps], self.prediction)
+    @property
+    def num_train_timesteps(self) -> int:
+        """N, the number of training timesteps."""
+        return len(self.alphas)
 
-    def transition(self, x: Tensor, output: Tensor, steps: Tensor) -> Transition:
-        """p(x_{i+1} | x_i), given the network's guided output at x ``[B, C, h, w]`` of each sample's own step ``[B]``."""
-        return ddim_transition(x, output, self.alpha[steps], self.alpha_prev[steps], self.eta, self.prediction)
+    @cached_property
+    def alpha(self) -> Tensor:
+        """``[T]``, alphas_cumprod at each step's input."""
+        return self.alphas[self.timesteps]
+
+    @cached_property
+    def alpha_prev(self) -> Tensor:
+        """``[T]``, alphas_cumprod at each step's output: the list's next timestep, after the last one timestep 0.
+
+        There it is not 1 (``set_alpha_to_one=False``), for the last step would then have no noise.
+        """
+        return self.alphas[torch.cat([self.timesteps[1:], torch.zeros_like(self.timesteps[:1])])]
+
+    def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Give sqrt(alpha) and sqrt(1 - alpha) of any training timesteps; see ``types.Schedule``."""
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def predict(self, x: Tensor, output: Tensor, timesteps: Tensor) -> Prediction:
+        """Say what latents are made of, given the network's guided output for them; see ``types.Schedule``."""
+        return clean_and_noise(x, output, self.alphas[timesteps], self.prediction)
+
+    def transition(self, x: Tensor, output: Tensor, steps: Tensor, eta: Tensor | None = None) -> Transition:
+        """Give p(x_{i+1} | x_i), given the network's guided output at each sample's own step; see ``types.Schedule``."""
+        eta = self.eta if eta is None else self._checked(eta)
+        # known from the CPU alone where it can be, so that no step waits for a GPU
+        noisy = bool((eta > 0).all()) or (bool((eta[steps] > 0).all()) if steps.device.type == "cpu" else None)
+        own_eta = eta.to(self.alpha.device, non_blocking=True)[steps]
+        return ddim_transition(x, output, self.alpha[steps], self.alpha_prev[steps], own_eta, self.prediction, noisy)
+
+    def _checked(self, eta: Tensor) -> Tensor:
+        if eta.shape != self.eta.shape or not bool(((eta >= 0) & (eta <= 1)).all()):
+            raise ValueError(f"eta must be {len(self.eta)} numbers in [0, 1], one a step, not {eta.tolist()}")
+        return eta.to("cpu", torch.float64)
 
 
-def prediction_of(scheduler: Mapping[str, Any]) -> Prediction:
+def prediction_of(scheduler: Mapping[str, Any]) -> PredictionType:
     """What the network of a checkpoint predicts, by its scheduler's configuration.
 
     Raises:
         UserError: for something else than noise, image or velocity.
     """
     found = scheduler.get("prediction_type", "epsilon")
-    for kind in get_args(Prediction):
+    for kind in get_args(PredictionType):
         if kind == found:
-            return cast(Prediction, kind)
-    raise UserError(f"the checkpoint predicts {found!r}; allowed are {', '.join(get_args(Prediction))}")
+            return cast(PredictionType, kind)
+    raise UserError(f"the checkpoint predicts {found!r}; allowed are {', '.join(get_args(PredictionType))}")
 
 
 def make_schedule(
     scheduler: dict[str, Any], num_steps: int, eta: float, device: str | torch.device = "cpu"
-) -> Schedule:
+) -> DDIMSchedule:
     """The schedule of ``num_steps`` steps for a checkpoint.
 
     Betas, prediction and spacing are the checkpoint's, whatever sampler it names; x_0 is never clipped. A list that
@@ -99,13 +132,13 @@ def make_schedule(
             f"--num-steps {num_steps} does not fit the checkpoint's {total} timesteps ({ddim.config.timestep_spacing}"
             f" spacing, offset {ddim.config.steps_offset}); the nearest that does is {near}"
         )
-    alpha, alpha_prev = alphas[timesteps], alphas[torch.cat([timesteps[1:], torch.zeros_like(timesteps[:1])])]
-    if prediction == "epsilon" and alpha[0] == 0:
+    if prediction == "epsilon" and alphas[timesteps[0]] == 0:
         raise UserError(
             "the checkpoint predicts epsilon, from which no image follows at its first timestep, where there is noise alone"
             " (rescale_betas_zero_snr); it needs prediction_type v_prediction or sample, or timestep_spacing leading"
         )
-    return Schedule(timesteps.to(device), alpha.to(device), alpha_prev.to(device), prediction, eta)
+    own_eta = torch.full((num_steps,), eta, dtype=torch.float64)
+    return DDIMSchedule(timesteps.to(device), alphas.to(device), prediction, own_eta)
 
 
 def _timesteps(ddim: DDIMScheduler, num_steps: int) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
-from overopt_bench.diffusion.policy import LORA_TARGETS
+from overopt_bench.diffusion.adapter import LORA_TARGETS
 
 TOKENS, TIME_IDS = 77, 6  # CLIP's context length; XL's sizes and crops
 HALF_OPS = (F.linear, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, F.scaled_dot_product_attention)
