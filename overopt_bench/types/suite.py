@@ -12,6 +12,7 @@ from torch import Tensor
 
 from overopt_bench.errors import UserError
 from overopt_bench.types.resources import Resources
+from overopt_bench.types.schedule import Schedule
 from overopt_bench.weights import Repo, Weights
 
 
@@ -115,6 +116,17 @@ class Suite(ABC):
     @abstractmethod
     def pipeline(self) -> Any:
         """A fresh ``StableDiffusionPipeline`` in float32 on the CPU."""
+
+    def schedule(self, pipeline: Any, num_steps: int, eta: float, device: str) -> Schedule | None:
+        """Give the sampler's mathematics, or None for DDIM on the checkpoint's own betas.
+
+        Args:
+            pipeline: what ``pipeline`` gave, for the configuration of its scheduler.
+            num_steps: T of the run.
+            eta: the noise of the run's steps.
+            device: where the schedule's timesteps must be.
+        """
+        return None
 
     @abstractmethod
     def clip_features(self, images: Tensor) -> Tensor:
