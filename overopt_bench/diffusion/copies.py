@@ -107,13 +107,14 @@ class Copies:
             for parameter, value in zip(self._names, weights, strict=True)
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Replace all copies by those of a ``state_dict``, which may have none."""
-        kept = [key.removeprefix(PREFIX).split(".", 1)[0] for key in state]
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Replace all copies by those of a ``state_dict``, which may have none; return what else it holds."""
+        kept = [key.removeprefix(PREFIX).split(".", 1)[0] for key in state if key.startswith(PREFIX)]
         self._copies = {
             name: _frozen([state[f"{PREFIX}{name}.{parameter}"] for parameter in self._names], self.current[0].device)
             for name in dict.fromkeys(kept)
         }
+        return {key: value for key, value in state.items() if not key.startswith(PREFIX)}
 
 
 def _frozen(weights: Sequence[Tensor], device: torch.device | None = None) -> Weights:

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.adapter import LORA_TARGETS, finite, read_lora, write_lora
-from overopt_bench.diffusion.copies import PREFIX
 from overopt_bench.diffusion.decoder import Decoder
 from overopt_bench.diffusion.network import Network, add_adapter
 from overopt_bench.diffusion.pipelines import cast, configs_of, latent_side, refuse_unsupported
@@ -121,8 +120,7 @@ class DiffusionPolicy:
         """Say what latents are made of at any training timesteps; see ``types.Policy``."""
         if checkpoint:
             self.network.checkpoint_blocks()
-        timesteps = timesteps.to(self.device)
-        output = self.network(latents, timesteps, self.network.condition(prompts))
+        output = self.network(latents, timesteps.to(self.device), self.network.condition(prompts))
         return self.schedule.predict(latents.float(), output, timesteps)
 
     def add_noise(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
@@ -134,19 +132,19 @@ class DiffusionPolicy:
         self, latents: Tensor, steps: Tensor, prompts: Sequence[str], checkpoint: bool = False,
         *, eta: Tensor | None = None,
     ) -> Transition:  # fmt: skip
-        """p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
+        """Give p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
         if checkpoint:
             self.network.checkpoint_blocks()
         return self._transition(latents, steps, self.network.condition(prompts), eta)
 
     def _transition(
-        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, recomputed: bool = False
+        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, whole: bool = False
     ) -> Transition:
-        output = self.network(x, self.timesteps[steps], context, whole=recomputed)
+        output = self.network(x, self.timesteps[steps], context, whole=whole)
         return self.schedule.transition(x.float(), output, steps, eta)
 
     def transition_vjp(self, latents: Tensor, steps: Tensor, prompts: Sequence[str], vector: Tensor) -> Tensor:
-        """(d mean / d x)^T v of a transition; see ``types.Policy``. Its passes have the policy's precision."""
+        """Compute (d mean / d x)^T v of a transition; see ``types.Policy``. Its passes have the policy's precision."""
         products = []
         for rows in torch.arange(len(latents)).split(self.micro_batch):
             x = latents[rows].detach().float().requires_grad_()
@@ -199,7 +197,7 @@ class DiffusionPolicy:
             eta: ``[T]`` noise of each step, in place of the schedule's own.
 
         Returns:
-            The trajectory and, where asked, its ``kl``: E over on-policy trajectories of its sum is the exact path KL.
+            The trajectory and its ``kl``, if asked: E over on-policy trajectories of its sum is the exact path KL.
 
         Raises:
             FloatingPointError: for images that are not finite, which not every reward notices.
@@ -213,8 +211,8 @@ class DiffusionPolicy:
         latents, log_probs, images, *kl = self.world.map(work, len(prompts), self.micro_batch)
         if not bool((good := images.isfinite().flatten(1).all(1)).all()):
             raise FloatingPointError(f"{int((~good).sum())} of {len(good)} images that the policy drew are not finite")
-        trajectory = Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images, kl[0] if with_kl else None)
-        return trajectory, trajectory.kl
+        t = Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images, kl[0] if with_kl else None)
+        return t, t.kl
 
     def rollout_from(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False, with_kl: bool = False
@@ -223,10 +221,10 @@ class DiffusionPolicy:
         if checkpoint:
             self.network.checkpoint_blocks()
             self.vae.enable_gradient_checkpointing()
-        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, recomputed=checkpoint, with_kl=with_kl)
+        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, whole=checkpoint, with_kl=with_kl)
 
     def _chains(
-        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, recomputed: bool = False,
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
         with_kl: bool = False, eta: Tensor | None = None,
     ) -> Trajectory:  # fmt: skip
         context = self.network.condition(prompts)
@@ -236,11 +234,11 @@ class DiffusionPolicy:
             steps = torch.full((len(prompts),), i, device=self.device)
             undefined = x.new_full((len(prompts),), torch.nan)  # a deterministic step has neither density nor KL
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                step = self._transition(x, steps, context, eta, recomputed)
+                step = self._transition(x, steps, context, eta, whole)
                 x_next = step.sample(noise[i + 1])
                 if with_kl and own_eta > 0:
                     with self.base():
-                        kl.append(step.kl(self._transition(x, steps, context, eta, recomputed)))
+                        kl.append(step.kl(self._transition(x, steps, context, eta, whole)))
                 elif with_kl:
                     kl.append(undefined)
             with torch.no_grad():
@@ -277,10 +275,9 @@ class DiffusionPolicy:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the adapter's weights and its copies; a state without copies leaves none."""
-        copies = {key: value for key, value in state.items() if key.startswith(PREFIX)}
+        adapter = self.copies.load_state_dict(state)
         with self.copies.wearing(self.copies.current):
-            set_peft_model_state_dict(self.unet, {key: value for key, value in state.items() if key not in copies})
-        self.copies.load_state_dict(copies)
+            set_peft_model_state_dict(self.unet, adapter)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the LoRA, its alpha included, so that ``pipeline.load_lora_weights(folder)`` reads it.

@@ -59,7 +59,7 @@ def assemble(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
         runtime=replace(runtime, micro_batch=sampling), world=world,
-        schedule=suite.schedule(pipeline, config.num_steps, config.eta, runtime.device),
+        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
     )  # fmt: skip
     policy.try_once()
     budget = Budget(config.budget_unit, config.budget, lambda: policy.nfe)

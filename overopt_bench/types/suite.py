@@ -10,10 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from overopt_bench.errors import UserError
-from overopt_bench.types.resources import Resources
 from overopt_bench.types.schedule import Schedule
-from overopt_bench.weights import Repo, Weights
+from overopt_bench.weights import Repo
+
+if TYPE_CHECKING:
+    pass
 
 
 class Architecture(NamedTuple):
@@ -117,13 +118,12 @@ class Suite(ABC):
     def pipeline(self) -> Any:
         """A fresh ``StableDiffusionPipeline`` in float32 on the CPU."""
 
-    def schedule(self, pipeline: Any, num_steps: int, eta: float, device: str) -> Schedule | None:
-        """Give the sampler's mathematics, or None for DDIM on the checkpoint's own betas.
+    def schedule(self, num_steps: int, eta: float, device: str) -> Schedule | None:
+        """The mathematics of its sampler; None, as here, is DDIM on the betas of the pipeline's scheduler.
 
         Args:
-            pipeline: what ``pipeline`` gave, for the configuration of its scheduler.
-            num_steps: T of the run.
-            eta: the noise of the run's steps.
+            num_steps: T.
+            eta: stochasticity, in (0, 1].
             device: where the schedule's timesteps must be.
         """
         return None
