@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from overopt_bench import presets
 from overopt_bench.config import memory_only
 from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.registry import algorithms, rewards, suites
+from overopt_bench.registry import algorithms, mitigations, rewards, suites
 from overopt_bench.types import Algorithm, Reward
 
-KINDS = ("algorithms", "rewards", "suites", "presets")
+KINDS = ("algorithms", "mitigations", "rewards", "suites", "presets")
 
 
 def describe(what: str | None = None) -> str:
@@ -20,7 +20,7 @@ def describe(what: str | None = None) -> str:
     Presets are shown whole where they are asked for.
 
     Raises:
-        UserError: for another kind than the four, or where nothing is registered.
+        UserError: for another kind than these, or where nothing is registered.
     """
     if what is not None and what not in KINDS:
         raise unknown_name("list of", what, KINDS)
@@ -28,7 +28,9 @@ def describe(what: str | None = None) -> str:
         raise UserError("nothing is registered: run `pip install -e .` in the checkout first")
     if what == "presets":
         return "\n\n".join(f"{name}:\n{presets.text(name)}".rstrip() for name in presets.names())
-    blocks = {"algorithms": _algorithms, "rewards": _rewards, "suites": _suites, "presets": _presets}
+    blocks = {
+        "algorithms": _algorithms, "mitigations": _mitigations, "rewards": _rewards, "suites": _suites, "presets": _presets
+    }  # fmt: skip
     return "\n\n".join("\n".join([kind, *blocks[kind]()]) for kind in KINDS if what in (None, kind))
 
 
@@ -47,6 +49,16 @@ def _parameters(cls: type[Algorithm]) -> Iterator[str]:
         mini = f"  mini {cls.Params.mini[name]!r}" if name in cls.Params.mini else ""
         note = " (memory only: changes no result)" if name in memory else ""
         yield f"      {name + '=' + repr(field.default):<34}{mini:<18}  {field.description or ''}{note}".rstrip()
+
+
+def _mitigations() -> Iterator[str]:
+    for name in mitigations.names():
+        cls = mitigations.get(name)
+        yield f"  {name:<12} {cls.summary}"
+        for parameter, field in cls.Params.model_fields.items():
+            default = "" if field.is_required() else f"={field.default!r}"
+            yield f"      {parameter + default:<34}  {field.description or ''}{' (required)' if field.is_required() else ''}"
+    yield from _broken(mitigations.broken)
 
 
 def _rewards() -> Iterator[str]:
