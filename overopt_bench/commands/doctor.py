@@ -108,7 +108,7 @@ def _weights(found: Diagnosis, suite: Suite, weights: Weights) -> None:
         return
     if suite.takes_model():
         try:
-            found.lines.append(f"weights   base model: {suite.folder}")  # type: ignore[attr-defined]
+            found.lines.append(f"weights   base model: {suite.pipeline_folder()}")
         except UserError as error:
             found.problems.append(str(error))
     to_fetch = 0

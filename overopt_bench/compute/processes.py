@@ -133,7 +133,8 @@ class World:
             raise failure
         if box[1] is not None:
             raise SystemExit(box[1])
-        return box[0]  # type: ignore[no-any-return]
+        result: T = box[0]
+        return result
 
     def check_equal(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make sure that all processes hold the same weights.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class WandB(Tracker):
         self._run.finish()
 
 
-KINDS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+KINDS: dict[str, Callable[[RunConfig, Path, str], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def check_tracker(kind: str | None) -> None:
@@ -120,7 +120,7 @@ def open_tracker(
     """
     if kind is None:
         return NoTracker()
-    tracker: Tracker = KINDS[kind](config, folder, started)  # type: ignore[call-arg]
+    tracker = KINDS[kind](config, folder, started)
     for row in rows:
         tracker.record(row)
     return tracker

@@ -93,6 +93,9 @@ class StableDiffusionSuite(Suite):
         loaded_files(folder)
         return folder
 
+    def pipeline_folder(self) -> Path:
+        return self.folder
+
     def _find(self) -> Path:
         assert self.repo is not None
         return self.resources.weights.fetch(self.repo)
@@ -195,7 +198,7 @@ class AnyStableDiffusion(StableDiffusionSuite):
         return Architecture(unet, vae, 0)
 
     @cached_property
-    def image_size(self) -> int:  # type: ignore[override]
+    def image_size(self) -> int:
         """What the pipeline draws: its U-Net's size times the VAE's factor."""
         configs = self.architecture()
         halvings = len(configs.vae.get("block_out_channels", (64,))) - 1

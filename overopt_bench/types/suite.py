@@ -68,12 +68,14 @@ class Suite(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     gold: ClassVar[str]
-    image_size: int
-    small: ClassVar[bool] = False
-    default_rank: ClassVar[int] = 0
     all_rewards: ClassVar[bool] = False
     knows_truth: ClassVar[bool] = False
     defaults: ClassVar[SuiteDefaults]
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Pixels of a side of the images that the pipeline draws; a class attribute where it is known beforehand."""
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         self.model = model
@@ -104,6 +106,14 @@ class Suite(ABC):
     def takes_model(cls) -> bool:
         """Whether the base model is the user's choice."""
         return False
+
+    def pipeline_folder(self) -> Path | None:
+        """Find the folder of the base model's pipeline; None where it is in no folder.
+
+        Raises:
+            UserError: where it is missing or cannot be trained.
+        """
+        return None
 
     @property
     @abstractmethod

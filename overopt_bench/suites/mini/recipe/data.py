@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,14 @@ def _on_white(image: Image.Image) -> np.ndarray:
     return np.asarray(canvas.convert("RGB").resize((SOURCE_SIZE, SOURCE_SIZE), Image.Resampling.LANCZOS))
 
 
-def _readers(archives: dict[str, Path]) -> tuple[list[dict], dict[str, Callable[[str], Image.Image | None]]]:  # type: ignore[type-arg]
+def _content(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    """Read a file of an archive."""
+    stream = archive.extractfile(member)
+    assert stream is not None, f"{member} is no file"
+    return stream.read()
+
+
+def _readers(archives: dict[str, Path]) -> tuple[list[dict[str, Any]], dict[str, Callable[[str], Image.Image | None]]]:
     """The emoji list, and per style a function from a code point string to its picture."""
     import resvg_py
 
@@ -79,18 +87,16 @@ def _readers(archives: dict[str, Path]) -> tuple[list[dict], dict[str, Callable[
         def read(code: str) -> Image.Image | None:
             for candidate in (code, code.replace("-fe0f", "")):
                 if (member := members.get(path.format(candidate))) is not None:
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    return Image.open(io.BytesIO(stream.read()))
+                    return Image.open(io.BytesIO(_content(archive, member)))
             return None
 
         return read
 
     with tarfile.open(archives["shaded"]) as archive:
-        listing = json.load(archive.extractfile("package/emoji.json"))  # type: ignore[arg-type]
+        listing = json.loads(_content(archive, "package/emoji.json"))
     with tarfile.open(archives["flat"]) as archive:
-        icons = json.load(archive.extractfile("package/icons.json"))["icons"]  # type: ignore[arg-type]
-        chars = json.load(archive.extractfile("package/chars.json"))  # type: ignore[arg-type]
+        icons = json.loads(_content(archive, "package/icons.json"))["icons"]
+        chars = json.loads(_content(archive, "package/chars.json"))
 
     def flat(code: str) -> Image.Image | None:
         icon = chars.get(code) or chars.get(code.replace("-fe0f", ""))

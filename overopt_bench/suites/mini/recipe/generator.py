@@ -72,11 +72,12 @@ def train_vae(s: Settings, data: EmojiSet, work: Path) -> AutoencoderKL:
     vae.to(memory_format=torch.channels_last)
 
     def loss(model: nn.Module, g: Generator) -> Tensor:
+        assert isinstance(model, AutoencoderKL)
         pick = torch.randint(len(data.images), (s.vae_batch,), generator=g)
         x = augment(data.images[pick].float() / 255, g) * 2 - 1
-        posterior = model.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist  # type: ignore[operator]
+        posterior = model.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)
-        y = model.decode(z).sample  # type: ignore[operator]
+        y = model.decode(z).sample
         slopes = (y.diff(dim=2) - x.diff(dim=2)).abs().mean() + (y.diff(dim=3) - x.diff(dim=3)).abs().mean()
         kl = posterior.kl().mean() / z[0].numel()
         return torch.as_tensor((y - x).abs().mean() + 2 * F.mse_loss(y, x) + 0.3 * slopes + 1e-3 * kl)

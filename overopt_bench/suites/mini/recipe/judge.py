@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from overopt_bench.suites.mini.recipe.generator import encode_latents
 from overopt_bench.suites.mini.recipe.samples import CORRUPTIONS, Sampler, corrupt
 from overopt_bench.suites.mini.recipe.settings import Settings
 from overopt_bench.suites.mini.recipe.training import fit, generator_for, seeded
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 # How well drawn each kind of image is held to be, before any corruption. Generated images start well below
 # real ones, which is the headroom that a policy can climb.
@@ -72,7 +76,7 @@ def make_pool(s: Settings, data: EmojiSet, sampler: Sampler, work: Path) -> Pool
 
 
 def _judge_batch(
-    data: EmojiSet, drawings: Tensor, pool: Pool, vae: nn.Module, size: int, g: Generator
+    data: EmojiSet, drawings: Tensor, pool: Pool, vae: AutoencoderKL, size: int, g: Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images, target name, weight of the naming loss and quality for one step of one judge."""
     half = size // 2
@@ -80,8 +84,8 @@ def _judge_batch(
     real = augment(data.images[pick].float() / 255, g)
     again = torch.arange(half) < max(1, int(0.4 * half))
     with torch.no_grad():
-        z = vae.encode(real[again] * 2 - 1).latent_dist.mean  # type: ignore[operator]
-        real[again] = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)  # type: ignore[operator]
+        z = vae.encode(real[again] * 2 - 1).latent_dist.mean
+        real[again] = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
     q_real = torch.where(again, QUALITY["reconstructed"], QUALITY["real"])
     other = torch.randint(len(pool.images), (size - half,), generator=g)
     generated = pool.images[other].float() / 255
@@ -108,7 +112,7 @@ def _judge_batch(
     return images, name, weight, quality
 
 
-def train_judge(s: Settings, data: EmojiSet, pool: Pool, vae: nn.Module, work: Path) -> Judge:
+def train_judge(s: Settings, data: EmojiSet, pool: Pool, vae: AutoencoderKL, work: Path) -> Judge:
     """Three members, each on its own 85 % of the drawings and its own 70 % of the pool."""
     judge = Judge(data.names, s.judge_width)
     for m in range(Judge.MEMBERS):
