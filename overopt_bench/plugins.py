@@ -28,8 +28,9 @@ _loaded: dict[tuple[Path, str], Plugin] = {}
 
 
 def _registered() -> set[tuple[str, str | None, str]]:
-    registries: tuple[Registry[object], ...] = (algorithms, rewards, suites, metrics)  # type: ignore[assignment]
-    return {(r.kind, suite, name) for r in registries for suite, name in r.classes()}
+    registries: tuple[Registry[object], ...] = (algorithms, rewards, suites)  # type: ignore[assignment]
+    kinds = {(rewards.kind, None, f"{kind}:") for kind in rewards.kinds()}
+    return kinds | {(r.kind, suite, name) for r in registries for suite, name in r.classes()}
 
 
 def load_plugins(paths: Iterable[str | Path] | None) -> tuple[Plugin, ...]:

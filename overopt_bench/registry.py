@@ -180,7 +180,43 @@ class RewardRegistry(Registry["Reward"]):
             raise UserError(f"{kind}:{text} needs two or more different rewards, such as {kind}:aesthetic+pickscore")
         if any(":" in member for member in members):
             raise UserError(f"{kind}:{text}: an ensemble's members are plain rewards")
-        return derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
+        return _derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
+
+
+def _parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
+    """``["lambda=0.1"]`` to checked parameters; a UserError says what is wrong."""
+    from pydantic import ValidationError
+
+    given: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not name:
+            example = next((f"{kind}@{n}={field.default}" for n, field in params.named_fields().items()), None)
+            hint = (
+                f"write name=value, such as {example}:aesthetic+pickscore" if example else f"{kind} has no parameters"
+            )
+            raise UserError(f"{kind}@{setting}: {hint}")
+        if name in given:
+            raise UserError(f"{kind}@{setting}: {name} is given twice")
+        given[name] = value
+    try:
+        return params.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, kind, params.named_fields()) from None
+
+
+def _derive(
+    base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
+) -> type[Reward]:
+    """The class of a derived reward; its name is the shortest that gives it, so that equal rewards have equal names."""
+    changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
+    facts: dict[str, Any] = {
+        "name": f"{base.kind}{settings}:{'+'.join(members)}", "params": params, "members": members,
+        "__doc__": base.__doc__, "__module__": base.__module__,
+        "differentiable": all(c.differentiable for c in classes), "needs_prompt": any(c.needs_prompt for c in classes),
+    }  # fmt: skip
+    return type(base.__name__, (base,), facts)
 
 
 algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")
