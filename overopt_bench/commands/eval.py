@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from overopt_bench.commands.sample import plan, read_config, sample_images, trained_policy
+from overopt_bench.commands.sample import Drawing, plan, read_config, trained_policy
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.evaluation.evaluator import Evaluator
-from overopt_bench.evaluation.scoring import checked
+from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
+from overopt_bench.evaluation.sampler import PolicySampler
+from overopt_bench.evaluation.splits import Split
 from overopt_bench.prompts.tidy import tidy
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
 from overopt_bench.report.statistics import paired_difference
 from overopt_bench.types import Reward, Suite
 
 
-@torch.no_grad()
 def assess(
     run: Path, prompts: Sequence[str], names: Sequence[str], count: int, seed: int, runtime: Runtime
 ) -> pd.DataFrame:
@@ -32,8 +32,12 @@ def assess(
     Rewards that are standardised on base samples are standardised as in the run, or on the same samples as it would.
 
     Args:
-        run: a run folder with an adapter. prompts: the first held-out split of the run's suite where empty.
+        run: a run folder with an adapter.
+        prompts: the first held-out split of the run's suite where empty.
         names: rewards; where empty the proxy and the golds, and all others of a suite that evaluates all.
+        count: images of each prompt.
+        seed: of their noise, as in ``sample``.
+        runtime: where to compute.
 
     Returns:
         A row per reward, the run's proxy and golds first: mean of the base, mean of the policy, the mean and the
@@ -46,54 +50,62 @@ def assess(
     """
     config = read_config(run)
     suite = get_suite(config.suite, runtime.weights, config.model)
-    words = list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
+    shown = list(next(v for k, v in suite.prompts.items() if k.startswith("heldout")))
     if prompts:  # one that is given twice would be the same images twice
         kept, note = tidy(list(prompts), "--prompt")
-        words = list(kept)
+        shown = list(kept)
         if note:
             print("warning:", note, file=sys.stderr, flush=True)
-    asked = _able(names, evaluated_rewards(suite, config.proxy, config.gold), words, suite)
-    drawings = plan(words, count, seed)
-    loaded = [get_reward(name, suite) for name in asked]
-    policy = trained_policy(run, config, suite, runtime, loaded)
-    restore_calibration(loaded, run, lambda: Evaluator(suite, policy, {}, config).base_samples())
-    tuned = torch.cat([images for _, images in sample_images(policy, drawings)])
-    with policy.base():
-        base = torch.cat([images for _, images in sample_images(policy, drawings)])
-    repeated = [drawing.prompt for drawing in drawings]
+    asked = _judging(names, evaluated_rewards(suite, config.proxy, config.gold), shown, suite)
+    drawings = plan(shown, count, seed)
+    loaded = {name: get_reward(name, suite) for name in asked}
+    policy = trained_policy(run, config, suite, runtime, loaded.values())
+    evaluator = Evaluator.of_policy(
+        policy, suite, loaded, config.training_prompts(suite), images=0, eval_seed=config.eval_seed
+    )
+    restore_calibration(loaded.values(), run, evaluator.base_samples)
+    split = _as_split(drawings, evaluator.sampler.noise_shape)
+    try:
+        after, before = (
+            evaluate_split(sampler, split, loaded, suite.clip_features).scores
+            for sampler in (evaluator.sampler, PolicySampler(policy, base=True))
+        )
+    except FloatingPointError as error:
+        raise RunError(f"{error}, in {config.precision}") from None
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
     rows = []
-    for name, reward in zip(asked, loaded, strict=True):
-        try:
-            before, after = (
-                checked(reward(images, repeated), name, repeated).cpu().numpy() for images in (base, tuned)
-            )
-        except FloatingPointError as error:
-            raise RunError(str(error)) from None
-        change = paired_difference(after, before)
+    for name in asked:
+        base, tuned = before[name].cpu().numpy(), after[name].cpu().numpy()
+        change = paired_difference(tuned, base)
         rows.append({
-            "reward": name, "role": roles.get(name, ""), "base": before.mean(), "policy": after.mean(),
-            "change": change.mean, "error": change.error, "images": len(after),
+            "reward": name, "role": roles.get(name, ""), "base": base.mean(), "policy": tuned.mean(),
+            "change": change.mean, "error": change.error, "images": len(tuned),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _able(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str], suite: Suite) -> list[str]:
+def _as_split(drawings: Sequence[Drawing], shape: Sequence[int]) -> Split:
+    """The images that ``sample`` would draw, as an evaluation draws them."""
+    noise = torch.stack([drawing.noise(shape[0] - 1, shape[1:]) for drawing in drawings], 1)
+    return Split("given", tuple(d.prompt for d in drawings), tuple(d.index for d in drawings), noise)
+
+
+def _judging(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str], suite: Suite) -> list[str]:
     """The rewards that were asked for, else those of the usual ones that can judge the prompts.
 
     Raises:
         UserError: where one that was asked for cannot, or does not exist.
     """
-    able = []
+    judging = []
     for name in dict.fromkeys(names or usual):
         try:
-            rewards.get(name, suite.family()).check_prompts(prompts, suite.resources)
-            able.append(name)
+            rewards.get(name, suite.family()).check_prompts(prompts, suite)
+            judging.append(name)
         except UserError as error:
             if names:
                 raise
             print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
-    return able
+    return judging
 
 
 def restore_calibration(
