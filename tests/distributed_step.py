@@ -26,6 +26,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpo": ("ddpo", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1}),
     "tdpo_r": ("tdpo_r", {"samples_per_epoch": 10, "images_per_prompt": 5, "batch_size": 10, "reset_period": 1, "critic_dropout": False}),
     "alignprop": ("alignprop", {"batch_size": 5, "truncation": "fixed", "grad_steps": 2}),
+    "grpo": ("grpo", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1, "window": 2, "ratio": "guard"}),
+    "nft": ("nft", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1}),
     "rwr": ("rwr", {"samples": 5}),
     "tdpo_r of one": ("tdpo_r", {"samples_per_epoch": 1, "images_per_prompt": 1, "reset_period": 1, "critic_dropout": False}),
     "alignprop of one": ("alignprop", {"batch_size": 1, "truncation": "fixed", "grad_steps": 2}),
