@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 
 def parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
-    """``["lambda=0.1"]`` to checked parameters; a UserError says what is wrong."""
+    """Check the parameters of a derived reward's name.
+
+    Args:
+        kind: the kind of the reward, such as "uwo".
+        params: the model of its parameters.
+        settings: what the name gives, such as "lambda=0.1".
+
+    Raises:
+        UserError: for an unknown parameter, one that is given twice, or a value out of range.
+    """
     from pydantic import ValidationError
 
     given: dict[str, str] = {}
@@ -33,7 +42,16 @@ def parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str
 def derive(
     base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
 ) -> type[Reward]:
-    """The class of a derived reward; its name is the shortest that gives it, so that equal rewards have equal names."""
+    """Make the class of a derived reward.
+
+    Its name is the shortest that gives it, so that equal rewards have equal names.
+
+    Args:
+        base: the kind.
+        params: the parameters that the name gives.
+        members: the names of the rewards that it is made of.
+        classes: their classes, in the same order.
+    """
     changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
     facts: dict[str, Any] = {

@@ -10,7 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path``, durably, when the block ends well; else nothing is left."""
+    """Give a temporary path that becomes ``path``, durably, when the block ends well; else nothing is left.
+
+    Args:
+        path: the file to write or to replace; its folder exists.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

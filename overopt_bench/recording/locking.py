@@ -24,7 +24,14 @@ LOCK, HEARTBEAT = ".lock", ".heartbeat"
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Who works on a folder: host, process and one holder of the lock, and when it was last heard of (Unix time)."""
+    """A sign of life of the process that works on a folder.
+
+    Attributes:
+        host: the name of its machine.
+        pid: the process there.
+        holder: a text that no other holder of a lock has.
+        time: when it was written, in seconds of Unix time.
+    """
 
     host: str
     pid: int
@@ -33,7 +40,7 @@ class Heartbeat:
 
     @classmethod
     def read(cls, path: Path) -> Heartbeat | None:
-        """The last one, or None where there is none that can be read."""
+        """Read the last one of a folder, or None where there is none that can be read."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
@@ -54,14 +61,14 @@ class Heartbeat:
 
 
 class RunLock:
-    """Holds a run folder for this process until ``release``.
+    """A run folder's lock, held by this process until ``release``.
 
     The file lock is enough on one machine. A network file system may have no locks, may keep the lock of a dead host,
     or may not show one host's lock to another; there the heartbeat decides, which a thread renews every ``BEAT`` seconds.
 
     Args:
-        folder: an existing run folder. take_over: take the place of a holder that has not been heard of for ``STALE``
-            seconds.
+        folder: an existing run folder.
+        take_over: whether to take the place of a holder that has not been heard of for ``STALE`` seconds.
 
     Raises:
         UserError: where another process holds the folder, or the folder cannot be written.
@@ -84,7 +91,7 @@ class RunLock:
         threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def _acquire(self, other: Heartbeat | None, take_over: bool) -> filelock.BaseFileLock | None:
-        """The file lock, or None where the file system has none."""
+        """Take the file lock, or None where the file system has no locks."""
         lock = filelock.FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -156,5 +163,5 @@ class RunLock:
 
 
 def _without_locks(error: OSError) -> bool:
-    """Whether a file system said that it has no locks, rather than that this file cannot be locked."""
+    """Say whether a file system has no locks at all, rather than that this file cannot be locked."""
     return error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)

@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that determine numbers."""
+    """Look up the versions of Python and of the packages that determine numbers, by name."""
     found = {"python": platform.python_version(), "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
     for name in PACKAGES:
         try:
@@ -39,7 +39,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The machine, as far as it matters for speed and rounding."""
+    """Describe the machine, as far as it matters for speed and rounding.
+
+    Args:
+        device: cpu, cuda or cuda:N, where networks are run.
+    """
     facts: dict[str, Any] = {
         "device": device,
         "machine": platform.machine(),
@@ -53,7 +57,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, with "+changes" where it is not clean; None away from a checkout."""
+    """Look up the checkout's commit, with "+changes" where it is not clean; None away from a checkout."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
@@ -74,7 +78,17 @@ def provenance(
     runtime: Runtime,
     processes: int,
 ) -> dict[str, Any]:
-    """One session's line in ``sessions.jsonl``; ``critic_encoder`` says whose features critics see."""
+    """Collect where one session's numbers come from: its line in ``sessions.jsonl``.
+
+    Args:
+        config: the configuration of the run.
+        suite: hashes the weights of its base model.
+        rewards: all that the run evaluates, loaded, by name.
+        own_encoder: whether critics see the proxy's own features rather than the suite's CLIP.
+        plugins: the files that were given with ``--plugin``.
+        runtime: the device and the settings of speed as they were settled.
+        processes: how many share the run.
+    """
     speed = {"micro_batch": runtime.micro_batch, "compile": runtime.compile, "attention": runtime.attention}
     return {
         "versions": versions(), "hardware": {**hardware(runtime.device), "processes": processes}, "speed": speed,
@@ -87,7 +101,7 @@ def provenance(
 
 
 def _foreign_metrics() -> dict[str, Any]:
-    """What the numbers of other people's metrics mean, for a report that does not have their code."""
+    """Write down what the numbers of other people's metrics mean, for a report that does not have their code."""
     foreign = [cls for cls in metrics.in_order() if is_foreign(cls)]
     numbers = {cls.name: [asdict(number) for number in cls.numbers] for cls in foreign}
     return {"metrics": numbers} if numbers else {}
@@ -97,9 +111,17 @@ def resume_command(
     config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin], tracker: str | None = None,
     processes: int = 1,
 ) -> str:  # fmt: skip
-    """The command that goes on with a run: its own recorded configuration, whatever was typed at first.
+    """Write the command that goes on with a run: its own recorded configuration, whatever was typed at first.
 
     Several processes of one machine are started by torchrun, which comes with torch and needs no settings.
+
+    Args:
+        config: the configuration of the run.
+        out: the folder of all results.
+        runtime: the device and the settings of speed that were asked for.
+        plugins: the files that were given with ``--plugin``.
+        tracker: the kind that was asked for, or None.
+        processes: how many share the run.
     """
     record = config.folder(out) / "config.json"
     start = ["overopt-bench"]

@@ -20,32 +20,34 @@ from overopt_bench.compute.processes import World
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
 from overopt_bench.files import atomic
+from overopt_bench.recording.identity import refuse_another_run
 from overopt_bench.recording.locking import HEARTBEAT, LOCK, RunLock
-from overopt_bench.recording.sessions import SESSIONS, read_sessions
+from overopt_bench.recording.sessions import SESSIONS
 
 SCHEMA = 2  # of config.json; 1 held the first session's provenance, which is now a line of sessions.jsonl
 KEEP = 2  # checkpoints: the newest, and one to fall back on
 
 
-def _shortened(value: object) -> str:
-    """A setting as a message shows it: a list of a hundred thousand prompts by its beginning."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
 class Snapshot(NamedTuple):
-    """A complete state of a run as a checkpoint file holds it, with its queries; it shares no memory with the run."""
+    """A complete state of a run as a checkpoint file holds it; it shares no memory with the run.
+
+    Attributes:
+        queries: how many were spent.
+        content: the bytes of the file.
+    """
 
     queries: int
     content: bytes
 
 
 class Recorder:
-    """Writes one run. Opening it creates or checks the folder and holds its lock until ``close``.
+    """The only writer of one run: opening it creates or checks the folder and holds its lock until ``close``.
 
     Args:
-        folder: ``config.folder(out)``. config: of this run. provenance: of this session; see ``add_session``.
-        take_over: take the place of a dead process that still holds the folder.
+        folder: the run folder, ``config.folder(out)``.
+        config: the configuration of the run.
+        provenance: where the numbers of this session come from; see ``add_session``.
+        take_over: whether to take the place of a dead process that still holds the folder.
 
     Raises:
         UserError: where another process holds the folder, another configuration made it, or it is no run folder.
@@ -82,7 +84,7 @@ class Recorder:
     def _open(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         path = self.folder / "config.json"
         if path.exists():
-            self._compare(path, config, provenance)
+            refuse_another_run(self.folder, config, provenance)
         else:
             content = {"schema": SCHEMA, "config": config.model_dump(mode="json"), "config_hash": config.config_hash()}
             self._write_json(path, content)
@@ -90,39 +92,6 @@ class Recorder:
             for name in ("images", "checkpoint", "adapter"):
                 (self.folder / name).mkdir(exist_ok=True)
             self._metrics = open(self.folder / "metrics.jsonl", "ab")
-
-    def _compare(self, path: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            old = dict(found["config"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
-        if found.get("config_hash") == config.config_hash():
-            self._compare_weights(provenance)
-            return
-        new = config.model_dump(mode="json")
-        flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))
-        changed = [
-            f"{k}: {_shortened(flat_old.get(k))} there, {_shortened(flat_new.get(k))} asked"
-            for k in sorted({*flat_old, *flat_new} - {"params"}) if flat_old.get(k) != flat_new.get(k)
-        ]  # fmt: skip
-        raise UserError(
-            f"{self.folder} was made by another configuration ({'; '.join(changed)}); use another --tag or --out"
-        )
-
-    def _compare_weights(self, new: Mapping[str, Any]) -> None:
-        """The same settings with other weights would be another experiment."""
-        sessions = read_sessions(self.folder)
-        for kind in ("weights", "rewards"):
-            before = {name: value for session in sessions for name, value in session.get(kind, {}).items()}
-            now = new.get(kind, {})
-            # a part that is read from files of another name is other weights too
-            parts = {name.rpartition("/")[0] for name in now if "/" in name}
-            gone = {name for name in before.keys() - now.keys() if name.rpartition("/")[0] in parts}
-            if other := [name for name in before if name in gone or (name in now and before[name] != now[name])]:
-                raise UserError(
-                    f"{self.folder} was made with other weights of {', '.join(other)}; use another --tag or --out"
-                )
 
     def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         with self._disk(), atomic(path) as temporary:
@@ -140,7 +109,12 @@ class Recorder:
             ) from error
 
     def add_session(self, provenance: Mapping[str, Any], queries: int) -> None:
-        """Append a line to ``sessions.jsonl``: who goes on with the run from here, on what, and with which versions."""
+        """Append a line to ``sessions.jsonl``: who goes on with the run from here, on what, and with which versions.
+
+        Args:
+            provenance: what ``provenance`` gave for this session.
+            queries: how many were spent before it.
+        """
         with self._disk(), open(self.folder / SESSIONS, "ab+") as file:
             file.seek(0)
             text = file.read()
@@ -148,13 +122,27 @@ class Recorder:
             file.write((json.dumps({**provenance, "queries": queries}) + "\n").encode())
 
     def write(self, event: str, row: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl`` and flush it."""
+        """Append one line to ``metrics.jsonl`` and flush it.
+
+        Args:
+            event: what kind of line it is, such as "train" or "eval".
+            row: its content, as JSON can hold it.
+        """
         with self._disk():
             self._metrics.write((json.dumps({"event": event, **row}) + "\n").encode())
             self._metrics.flush()
 
     def image(self, queries: int, images: Tensor, columns: int) -> str:
-        """Images ``[N, 3, H, W]`` in [0, 1] as one lossless grid, row by row; its path inside the folder."""
+        """Write images as one lossless grid, row by row.
+
+        Args:
+            queries: how many were spent; they name the file.
+            images: ``[N, 3, H, W]`` in [0, 1].
+            columns: how many images stand in a row of the grid.
+
+        Returns:
+            The file's path inside the run folder.
+        """
         n, _, h, w = images.shape
         rows = -(-n // columns)
         cells = torch.zeros((rows * columns, 3, h, w))
@@ -166,18 +154,29 @@ class Recorder:
         return name
 
     def status(self, state: str, queries: int, reason: str | None = None) -> None:
-        """running | interrupted | complete | failed, with the reason."""
+        """Write what became of the run.
+
+        Args:
+            state: running, interrupted, complete or failed.
+            queries: how many were spent.
+            reason: why, in one line; None where nothing is to be said.
+        """
         self._write_json(self.folder / "status.json", {"state": state, "queries": queries, "reason": reason})
 
     def complete(self) -> bool:
-        """Whether the run ended already."""
+        """Say whether the run came to the end of its budget already."""
         try:
             return bool(json.loads((self.folder / "status.json").read_text(encoding="utf-8"))["state"] == "complete")
         except (OSError, ValueError, KeyError):
             return False
 
     def snapshot(self, queries: int, state: Mapping[str, Any]) -> Snapshot:
-        """Everything that the run needs to go on, and where ``metrics.jsonl`` ends, to be saved now or later."""
+        """Take everything that the run needs to go on, and where ``metrics.jsonl`` ends, to be saved now or later.
+
+        Args:
+            queries: how many were spent.
+            state: what ``resume`` is to give back; tensors, numbers and text in containers.
+        """
         with self._disk():
             self._metrics.flush()
             buffer = io.BytesIO()
@@ -195,17 +194,21 @@ class Recorder:
                 old.unlink()
 
     def adapter(self, save: Callable[[Path], None]) -> None:
-        """Have ``save`` write the trained weights into the folder that it is given."""
+        """Have ``save`` write the trained weights into the folder that it is given as its argument."""
         with self._disk():
             save(self.folder / "adapter")
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The lines of ``metrics.jsonl`` so far."""
+        """Read the lines of ``metrics.jsonl`` so far, oldest first."""
         with open(self.folder / "metrics.jsonl", "rb") as file:
             yield from (json.loads(line) for line in file)
 
     def resume(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest checkpoint that loads, and what was wrong with newer ones. Drops metric lines past it."""
+        """Load the newest checkpoint that can be loaded, and drop the lines of ``metrics.jsonl`` past it.
+
+        Returns:
+            Its state, or None where the run begins, and a sentence for each newer one that is damaged.
+        """
         complaints = []
         for path in sorted((self.folder / "checkpoint").glob("*.pt"), reverse=True):
             try:
@@ -228,7 +231,7 @@ class Recorder:
         return None, complaints
 
     def close(self) -> None:
-        """Release the folder."""
+        """Close the record and let other processes have the folder."""
         if hasattr(self, "_metrics"):
             self._metrics.close()
         if self._lock is not None:
@@ -236,7 +239,7 @@ class Recorder:
 
 
 class Bystander(Recorder):
-    """What the other processes of a run hold in the writer's place: it writes nothing and reads nothing."""
+    """The recorder of every process but the main one: it writes nothing and reads nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -269,7 +272,14 @@ class Bystander(Recorder):
 def open_recorder(
     folder: Path, config: RunConfig, provenance: Mapping[str, Any], world: World, take_over: bool = False
 ) -> Recorder:  # fmt: skip
-    """The run's one writer on the main process, a ``Bystander`` on the others.
+    """Open the run's one writer on the main process, and a ``Bystander`` on the others.
+
+    Args:
+        folder: the run folder, ``config.folder(out)``.
+        config: the configuration of the run.
+        provenance: where the numbers of this session come from.
+        world: the processes of the run.
+        take_over: whether to take the place of a dead process that still holds the folder.
 
     Raises:
         UserError: on all processes, as ``Recorder``.

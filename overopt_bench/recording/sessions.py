@@ -12,7 +12,7 @@ NOT_A_DIFFERENCE = ("started", "queries")  # a session's own place in the run
 
 
 def read_json_bytes(raw: bytes) -> Any:
-    """JSON whose every text can be written as UTF-8: half a surrogate pair becomes a question mark."""
+    """Parse JSON such that every text can be written as UTF-8: half a surrogate pair becomes a question mark."""
     content = json.loads(raw)
     if b"\\ud" in raw.lower():
         content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
@@ -20,7 +20,7 @@ def read_json_bytes(raw: bytes) -> Any:
 
 
 def parsed_line(line: bytes) -> dict[str, Any]:
-    """A line of JSON Lines; empty where it is no object."""
+    """Parse a line of JSON Lines; empty where it is no object."""
     try:
         content = read_json_bytes(line)
     except ValueError:
@@ -29,7 +29,7 @@ def parsed_line(line: bytes) -> dict[str, Any]:
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """What each start and each resume of a run wrote down, oldest first.
+    """Read what each start and each resume of a run wrote down, oldest first.
 
     A record of schema 1 holds its first session in ``config.json``. A line that does not parse, such as the last one
     before a power cut, is left out: no number depends on it.
@@ -48,7 +48,7 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def session_differences(sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What changed between the sessions of a run.
+    """List what changed between the sessions of a run.
 
     Returns:
         For each fact that changed its name, such as "versions.torch", and its values in order, such as
@@ -69,7 +69,7 @@ def session_differences(sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested facts as dotted names and text."""
+    """Flatten nested facts to dotted names and text."""
     found: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping):

@@ -17,12 +17,12 @@ PLACES = {"event", "queries", "nfe", "seconds", "round", "point"}  # where on th
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one row of the record that a curve shows."""
+    """Pick the numbers of one row of the record that a curve shows."""
     return {k: float(v) for k, v in row.items() if k not in PLACES and isinstance(v, (int, float))}
 
 
 class Tracker(ABC):
-    """One live curve of a run, against the queries spent."""
+    """A live curve of one run, against the queries spent."""
 
     @abstractmethod
     def log(self, queries: int, values: Mapping[str, float]) -> None:
@@ -30,7 +30,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Write out what is still held back; to be called on every way out."""
+        """Write out what is still held back; call it on every way out."""
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Draw one row of the record, if it belongs to a curve."""
@@ -39,7 +39,7 @@ class Tracker(ABC):
 
 
 class NoTracker(Tracker):
-    """Draws nothing, for runs without a tracker and for all processes but the main one."""
+    """A tracker that draws nothing, for runs without one and for all processes but the main one."""
 
     def log(self, queries: int, values: Mapping[str, float]) -> None:
         return None
@@ -49,7 +49,7 @@ class NoTracker(Tracker):
 
 
 class TensorBoard(Tracker):
-    """Event files in ``tensorboard/`` of the run folder.
+    """A tracker that writes TensorBoard's event files into ``tensorboard/`` of the run folder.
 
     What an earlier session left there is replaced: it may reach beyond the checkpoint from which the run goes on.
     """
@@ -70,7 +70,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """A run of Weights & Biases, the same one after each resume.
+    """A tracker that draws into one run of Weights & Biases, the same after each resume.
 
     What is logged there cannot be taken back, so what it holds already is not sent again.
     """
@@ -112,11 +112,14 @@ def check_tracker(kind: str | None) -> None:
 def open_tracker(
     kind: str | None, config: RunConfig, folder: Path, started: str, rows: Iterable[Mapping[str, Any]]
 ) -> Tracker:
-    """A tracker that shows what the record holds already, and goes on from there.
+    """Open a tracker that shows what the record holds already, and goes on from there.
 
     Args:
-        kind: one of ``KINDS``, or None for no tracker. folder: of the run. started: when the run was started at first,
-            which tells apart runs of one configuration. rows: of the record so far.
+        kind: one of ``KINDS``, or None for no tracker.
+        config: the configuration of the run.
+        folder: the run folder.
+        started: when the run was started at first, which tells apart runs of one configuration.
+        rows: the rows of the record so far.
     """
     if kind is None:
         return NoTracker()

@@ -14,10 +14,12 @@ from overopt_bench.types import Reward
 
 
 class Budget:
-    """Counts reward queries, U-Net evaluations and seconds of training; one of them is limited.
+    """A counter of reward queries, U-Net evaluations and seconds of training, one of which is limited.
 
     Args:
-        unit: which one. total: its limit. nfe: reads the policy's counter of U-Net evaluations.
+        unit: which one is limited.
+        total: its limit.
+        nfe: reads the policy's counter of U-Net evaluations.
     """
 
     def __init__(self, unit: BudgetUnit, total: int, nfe: Callable[[], int]) -> None:
@@ -26,12 +28,12 @@ class Budget:
 
     @property
     def nfe(self) -> int:
-        """U-Net evaluations spent on training, evaluation left out."""
+        """The U-Net evaluations spent on training; those of evaluation are not counted."""
         return self._nfe() - self.uncounted_nfe
 
     @property
     def spent(self) -> float:
-        """In the budget's own unit."""
+        """What is spent, in the budget's own unit."""
         return {"queries": self.queries, "nfe": self.nfe, "seconds": self.seconds}[self.unit]
 
     @property
@@ -40,7 +42,7 @@ class Budget:
         return self.spent >= self.total
 
     def queries_left(self) -> int:
-        """Queries that may still be spent; without practical limit for the other units."""
+        """Count the queries that may still be spent; without practical limit for the other units."""
         return self.total - self.queries if self.unit == "queries" else sys.maxsize
 
     def forfeit(self) -> None:
@@ -50,7 +52,7 @@ class Budget:
         self.uncounted_nfe = self._nfe() - self.total if self.unit == "nfe" else self.uncounted_nfe
 
     def state_dict(self) -> dict[str, float]:
-        """Counters, to go on from."""
+        """Return the counters, to go on from."""
         return {"queries": self.queries, "nfe": self.nfe, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -60,7 +62,7 @@ class Budget:
 
 
 class Metered:
-    """The proxy as an algorithm sees it: each image scored is a query spent.
+    """A meter around the proxy, as which an algorithm sees it: each image scored is a query spent.
 
     With several processes, images without a graph are the whole batch on each: the scoring is shared out. Images with
     a graph are a process's own share. Either way a process counts what it scored; the harness adds up after a step.
@@ -71,7 +73,14 @@ class Metered:
         self.name, self.differentiable = reward.name, reward.differentiable
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores ``[B]`` of images ``[B, 3, H, W]``.
+        """Score images and count them.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [0, 1].
+            prompts: B prompts.
+
+        Returns:
+            Scores ``[B]``, with a graph where the images have one.
 
         Raises:
             RuntimeError: where the budget does not hold B more queries; an algorithm must ask ``budget_left``.

@@ -21,7 +21,16 @@ from overopt_bench.types.mitigation import parse_mitigation
 
 @dataclass(frozen=True)
 class Assembly:
-    """``runtime`` with its device, micro-batch and recomputation settled; ``own_encoder``: critics see the proxy's features."""
+    """What trains one run, put together.
+
+    Attributes:
+        runtime: with its device, micro-batch and recomputation settled.
+        policy: the policy to train.
+        budget: what may be spent.
+        generators: the random numbers of the run, by purpose.
+        algorithm: what trains it.
+        own_encoder: whether critics see the proxy's own features rather than the suite's CLIP.
+    """
 
     runtime: Runtime
     policy: DiffusionPolicy
@@ -34,10 +43,14 @@ class Assembly:
 def assemble(
     config: RunConfig, suite: Suite, rewards: Mapping[str, Reward], runtime: Runtime, world: World
 ) -> Assembly:
-    """Load the base model and build what trains it; writes nothing.
+    """Load the base model and build what trains it; nothing is written.
 
     Args:
+        config: the configuration of the run.
+        suite: gives the base model and the prompts.
         rewards: loaded, the proxy among them; all that will be on the device count where micro-batches are chosen.
+        runtime: the device and the settings of speed that were asked for.
+        world: the processes of the run.
 
     Raises:
         UserError: for a pipeline that cannot be trained or does not run, a GPU too small for it, or prompts that no
@@ -88,9 +101,15 @@ def make_mitigations(texts: Sequence[str], policy: Policy) -> Mitigations:
 
 
 def draw_prompts(prompts: Sequence[str], generator: torch.Generator, n: int, per_prompt: int) -> list[str]:
-    """n prompts in groups of ``per_prompt`` equal ones; groups differ until every prompt was used once.
+    """Draw prompts in groups of equal ones; groups differ until every prompt was used once.
 
-    With ``per_prompt`` 1 the draw is i.i.d. with replacement, as in DDPO.
+    With groups of 1 the draw is i.i.d. with replacement, as in DDPO.
+
+    Args:
+        prompts: what is drawn from.
+        generator: what is drawn with.
+        n: how many to draw, a multiple of ``per_prompt``.
+        per_prompt: the size of a group.
     """
     if n % per_prompt:
         raise ValueError(f"{n} prompts cannot be groups of {per_prompt}")

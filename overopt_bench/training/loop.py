@@ -38,8 +38,12 @@ def run(
     Under ``accelerate launch`` every process calls this; they share the work and the first one writes.
 
     Args:
-        tracker: also log live to this one of ``trackers.KINDS``. take_over: take the place of a dead process that still
-            holds the run folder.
+        config: the configuration of the run.
+        out: the folder of all results.
+        runtime: where and how fast to compute; the CPU by default.
+        plugins: the files that were given with ``--plugin``; they are recorded.
+        tracker: one of ``trackers.KINDS`` to log to live, or None.
+        take_over: whether to take the place of a dead process that still holds the run folder.
 
     Returns:
         The run folder.
@@ -61,142 +65,8 @@ def run(
     return session.recorder.folder
 
 
-class _Session:
-    """One process's work on one run."""
-
-    def __init__(
-        self, config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin], tracker: str | None,
-        take_over: bool,
-    ) -> None:  # fmt: skip
-        self.config = config
-        self.world = join_world(runtime.device)
-        self.command = resume_command(config, out, runtime, plugins, tracker, self.world.size)
-        self.stop = StopSignals(quiet=not self.world.main)
-        self.world.check_stop = self.stop.check
-        suite = get_suite(config.suite, runtime.weights, config.model)
-        self.rewards = {name: get_reward(name, suite) for name in evaluated_rewards(suite, config.proxy, config.gold)}
-        parts = assemble(config, suite, self.rewards, runtime, self.world)
-        self.policy, self.budget, self.generators = parts.policy, parts.budget, parts.generators
-        self.algorithm: Algorithm = parts.algorithm
-        self.evaluator = Evaluator.of_policy(
-            self.policy, suite, self.rewards, config.training_prompts(suite), images=config.eval_images,
-            eval_seed=config.eval_seed,
-        )  # fmt: skip
-        self.origin = provenance(
-            config, suite, self.rewards, parts.own_encoder, plugins, parts.runtime, processes=self.world.size
-        )
-        self.tracker_kind = tracker if self.world.main else None
-        self.tracker: Tracker = NoTracker()
-        self.kept: Snapshot | None = None  # the newest whole state: before the round or evaluation that is under way
-        self.round, self.point, self._warned, self._warned_skipped = 0, 0, False, False
-        # only now, when nothing that a user gave can be wrong any more, something is written
-        self.recorder = open_recorder(config.folder(out), config, self.origin, self.world, take_over)
-
-    def run(self) -> None:
-        """Go on from the newest checkpoint until the budget is spent."""
-        if self.world.on_main(self.recorder.complete):
-            self._say(f"{self.recorder.folder} is complete; nothing to do")
-            return
-        with self.stop.listening(self._overdue):
-            try:
-                self._start()
-                spends = self.algorithm.role != "stays"
-                with Progress(self.config, self.budget, quiet=not self.world.main, spends=spends) as self.progress:
-                    self._loop()
-                self.recorder.status("complete", self.budget.queries)
-            except BaseException as error:
-                self.stop.answered()
-                raise self._ended_by(error) from None
-        if self.stop.number is not None:  # too late for this run, not for what a sweep has left
-            self.command = ""
-            raise Stopped(self.stop.number)
-
-    def close(self) -> None:
-        """Write out what is held back and release the folder."""
-        try:
-            self.tracker.close()
-        finally:
-            self.recorder.close()
-
-    def tell(self) -> None:
-        """The last line of a run that was stopped: how to go on."""
-        if self.world.main and self.command:
-            print_last(f"interrupted and saved; go on with:\n  {self.command}")
-
-    def _start(self) -> None:
-        state, complaints = self.world.on_main(self.recorder.resume)
-        for line in complaints:
-            self._say(f"warning: {line}", sys.stderr)
-        self._calibrate(state)
-        if state is not None:
-            self._load(state)
-            self._say(f"going on at {self.budget.queries} queries")
-        self.recorder.add_session(self.origin, self.budget.queries)
-        if self.tracker_kind is not None:
-            folder = self.recorder.folder
-            started = read_sessions(folder)[0]["started"]
-            self.tracker = open_tracker(self.tracker_kind, self.config, folder, started, self.recorder.rows())
-        self.recorder.status("running", self.budget.queries)
-
-    def _ended_by(self, error: BaseException) -> BaseException:
-        """Save what was done, write down why it ends here, and return the error that says so."""
-        if isinstance(error, RunError) and self.stop.number is not None:
-            error = Stopped(self.stop.number)  # another process was stopped first, so it did not answer this one
-        if isinstance(error, Stopped) and not self.world.main:
-            time.sleep(1)  # the main process must hear the signal before it finds this one gone
-        reason, told = str(error), error
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            reason, told = "out of GPU memory", RunError(
-                f"out of GPU memory with micro-batches of {self.policy.micro_batch} and, in training,"
-                f" {self.algorithm.ctx.micro_batch}; run the same command with a smaller --micro-batch, which changes no"
-                " result and goes on from the last checkpoint"
-            )  # fmt: skip
-        elif isinstance(error, FloatingPointError):
-            saved = self.kept is not None or any((self.recorder.folder / "checkpoint").iterdir())
-            kept = f"the last good checkpoint is kept in {self.recorder.folder}" if saved else "nothing was saved yet"
-            told = RunError(f"{error}; stopped at {self.budget.queries} queries, {kept}")
-        elif not isinstance(error, (Stopped, RunError, UserError)):
-            reason = f"{type(error).__name__}: {error}"
-        self._write_down("interrupted" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed", reason, error)
-        return told
-
-    def _write_down(self, state: str, reason: str, error: BaseException | None = None) -> None:
-        """Save the state that was kept, where it is good, and the status, where the disk takes them."""
-        queries = self.budget.queries if self.kept is None else self.kept.queries
-        if self.kept is not None and not isinstance(error, DriftError):
-            with suppress(UserError, RunError):
-                self.recorder.save(self.kept)
-        with suppress(UserError, RunError):
-            self.recorder.status(state, queries, reason)
-
-    def _overdue(self, number: int) -> None:
-        """The main thread does not answer: save in its place and end the process."""
-        try:
-            self._write_down("interrupted", str(Stopped(number)))
-            self.recorder.close()
-            self.tell()
-        finally:
-            sys.stdout.flush()
-            os._exit(128 + number)
-
-    def _say(self, line: str, file: TextIO | None = None) -> None:
-        if self.world.main:
-            print(line, file=file or sys.stdout, flush=True)
-
-    def _calibrate(self, state: Mapping[str, Any] | None) -> None:
-        """Standardise the rewards that need it: as the checkpoint says, else on base samples of the training prompts."""
-        self.calibration: dict[str, dict[str, float]] = dict(state.get("calibration", {})) if state else {}
-        asking = [reward for reward in self.rewards.values() if reward.needs_base_samples]
-        if absent := [reward for reward in asking if reward.name not in self.calibration]:
-            images, prompts = self.evaluator.base_samples()
-            for reward in absent:
-                # one process's values for all: a reward must not depend on the card that scores
-                facts = self.calibration[reward.name] = self.world.on_main(partial(reward.calibrate, images, prompts))
-                if state is None:
-                    row = {**self._where(), "reward": reward.name, "images": len(images), **facts}
-                    self.recorder.write("calibration", row)
-        for reward in asking:
-            reward.load_calibration(self.calibration[reward.name])
+class _Session(Session):
+    """The session with its loop; the frame around it (starting, keeping, ending) is ``Session``'s."""
 
     def _loop(self) -> None:
         saved = time.monotonic()
@@ -223,7 +93,7 @@ class _Session:
         self._save_adapter()
 
     def _due(self) -> bool:
-        """Whether the next evaluation point is reached: k/(points-1) of the budget, the end included."""
+        """Say whether the next evaluation point is reached: k/(points-1) of the budget, the end included."""
         return self.point < self.config.eval_points and (
             self.budget.spent >= self.point * self.config.budget / (self.config.eval_points - 1)
             or self.budget.exhausted
@@ -256,7 +126,7 @@ class _Session:
             self.budget.forfeit()  # so that the policy is evaluated where the other curves end
 
     def _skipped_steps(self) -> dict[str, float]:
-        """How many optimizer steps of this round were skipped; nothing where nothing is optimised."""
+        """Count the optimizer steps of this round that were skipped; nothing where nothing is optimised."""
         optimizers = self.algorithm.ctx.optimizers
         return {"optimizer_steps/skipped": sum(each.take_skipped() for each in optimizers)} if optimizers else {}
 

@@ -23,17 +23,20 @@ UNITS = {
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Write seconds as h:mm:ss or m:ss."""
     minutes, s = divmod(max(0, round(seconds)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 class Progress:
-    """Shows budget spent, the proxy in training, the golds and sqrt(KL) at evaluation, rate and time left.
+    """A display of budget spent, the proxy in training, the golds and sqrt(KL) at evaluation, rate and time left.
 
     Args:
-        quiet: show nothing. spends: whether the method spends any of its budget; one that does not has no rate.
+        config: the configuration of the run.
+        budget: what is spent.
+        quiet: whether to show nothing.
+        spends: whether the method spends any of its budget; one that does not has no rate.
     """
 
     def __init__(self, config: RunConfig, budget: Budget, quiet: bool = False, spends: bool = True) -> None:
@@ -60,14 +63,14 @@ class Progress:
             self._bar.stop()
 
     def trained(self, metrics: Mapping[str, float]) -> None:
-        """After a training round."""
+        """Show a training round's metrics."""
         if "proxy/mean" in metrics:
             self._seen["proxy"] = metrics["proxy/mean"]
         if self._bar is not None:
             self._bar.update(self._task, completed=self.budget.spent, text=self._text())
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
-        """After an evaluation; this is what a log file shows."""
+        """Show an evaluation's row; this is what a log file has."""
         self._seen = {"proxy": row[f"train/{self.config.proxy}/mean"]}
         self._seen |= {gold: row[f"train/{gold}/mean"] for gold in self.config.gold}
         self._seen["sqrt(KL)"] = row["train/sqrt_kl"]

@@ -1,4 +1,4 @@
-"""One process's work on one run: what it holds, how it starts, what it keeps, and how it ends."""
+"""The frame of a run in one process: what it holds, how it starts, what it keeps, and how it ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,16 @@ from overopt_bench.types import Algorithm
 
 
 class Session(ABC):
-    """The frame of a run: everything but its loop, which a subclass gives."""
+    """One process's work on one run: everything but the loop, which a subclass gives.
+
+    Args:
+        config: the configuration of the run.
+        out: the folder of all results.
+        runtime: where and how fast to compute.
+        plugins: the files that were given with ``--plugin``.
+        tracker: one of ``trackers.KINDS`` to log to live, or None.
+        take_over: whether to take the place of a dead process that still holds the run folder.
+    """
 
     def __init__(
         self, config: RunConfig, out: Path, runtime: Runtime, plugins: Sequence[Plugin], tracker: str | None,
@@ -89,7 +98,7 @@ class Session(ABC):
             self.recorder.close()
 
     def tell(self) -> None:
-        """The last line of a run that was stopped: how to go on."""
+        """Print the last line of a run that was stopped: how to go on."""
         if self.world.main and self.command:
             print_last(f"interrupted and saved; go on with:\n  {self.command}")
 
@@ -165,7 +174,7 @@ class Session(ABC):
         return end.told
 
     def _overdue(self, number: int) -> None:
-        """The main thread does not answer: save in its place and end the process."""
+        """Save in the place of the main thread, which does not answer, and end the process."""
         try:
             end = End("interrupted", str(Stopped(number)), Stopped(number))
             write_down(end, self.recorder, self.kept, self.budget.queries)

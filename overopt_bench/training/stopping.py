@@ -30,13 +30,16 @@ print(sys.argv[2], flush=True)
 
 
 class StopSignals:
-    """Signals that ask a run to stop; only the first one counts.
+    """A listener to the signals that ask a run to stop; only the first one counts.
 
     A stop is answered at the next call of ``check``, between two micro-batches. Code that takes longer than
     ``PATIENCE`` seconds is left by an exception where Python runs it, and where it does not, ``overdue`` is called.
 
+    Args:
+        quiet: whether to print nothing when a signal comes.
+
     Attributes:
-        number: of the signal that came, or None.
+        number: the number of the signal that came, or None.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -56,7 +59,7 @@ class StopSignals:
             raise Stopped(self.number)
 
     def answered(self) -> None:
-        """From here on no exception interrupts what the caller does."""
+        """Let no exception interrupt what the caller does from here on."""
         self._answered = True
 
     @contextmanager
@@ -112,7 +115,7 @@ class StopSignals:
 
 
 def launched() -> bool:
-    """Whether a launcher started this process, and will speak after it."""
+    """Say whether a launcher started this process, and will speak after it."""
     return any(name in os.environ for name in LAUNCHERS)
 
 
