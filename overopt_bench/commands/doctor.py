@@ -16,7 +16,7 @@ from overopt_bench.diffusion.policy import PRECISIONS
 from overopt_bench.errors import UserError
 from overopt_bench.recording.provenance import versions
 from overopt_bench.recording.sessions import read_sessions, session_differences
-from overopt_bench.registry import get_suite, rewards
+from overopt_bench.registry import algorithms, get_suite, rewards
 from overopt_bench.sizing.costs import costs, run_flops
 from overopt_bench.sizing.micro_batch import needs
 from overopt_bench.types import Suite
@@ -158,7 +158,7 @@ def _cache() -> Path:
 def _device(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
     if runtime.device == "cpu":
         found.lines.append(f"device    cpu, {torch.get_num_threads()} threads")
-        if suite.family() == "sd":
+        if not suite.small:
             found.lines[-1] += "; a run of the real model takes weeks here"
         return
     free, total = torch.cuda.mem_get_info(runtime.device)
@@ -180,22 +180,24 @@ def _expected(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
         f"expected  {precision}, {defaults.num_steps} steps, {defaults.budget} queries; computed, not measured"
         + ("" if peak is None else f"; hours at {UTILISATION:.0%} of the card's {peak / 1e12:.0f} TFLOP/s")
     )
-    for algo in ("ddpo", "tdpo", "tdpo_r", "alignprop"):
-        checkpoint = algo == "alignprop"
-        need = needs(cost, guided, REWARD_BYTES, backpropagates=checkpoint, checkpoint=checkpoint)
-        small = need if checkpoint else needs(cost, guided, REWARD_BYTES, backpropagates=False, checkpoint=True)
+    for algo in (algorithms.get(name) for name in algorithms.names()):
+        if algo.role != "trains":
+            continue
+        image = algo.cost(algo.Params(**suite.settings(algo.name)), defaults.num_steps)
+        checkpoint = algo.recomputes and not suite.small
+        need, least = (needs(cost, guided, REWARD_BYTES, image, again) for again in (checkpoint, True))
         flops = run_flops(
-            cost, algo, queries=defaults.budget, num_steps=defaults.num_steps, guided=guided, checkpointed=checkpoint,
+            cost, image, queries=defaults.budget, num_steps=defaults.num_steps, guided=guided, checkpointed=checkpoint,
             encoder_flops=CLIP_L_FLOPS,
         )  # fmt: skip
-        line = f"  {algo:<10} {need.least / GB:.0f} GB at micro-batch 1"
-        line += "" if checkpoint else f" ({small.least / GB:.0f} GB with checkpoint=true)"
+        line = f"  {algo.name:<10} {need.least / GB:.0f} GB at micro-batch 1"
+        line += "" if checkpoint else f" ({least.least / GB:.0f} GB with --checkpoint)"
         line += f", {need.training / GB:.1f} GB for each sample more; {flops / 1e15:.0f} PFLOP"
         line += "" if peak is None else f", about {flops / peak / UTILISATION / 3600:.0f} h"
         if total is not None:
             line += f"; micro-batch here {need.fitting(total, need.training)}"
-            if not small.fitting(total, small.training):
-                found.problems.append(f"the card is too small for {algo}: it has {total / GB:.0f} GB")
+            if not least.fitting(total, least.training):
+                found.problems.append(f"the card is too small for {algo.name}: it has {total / GB:.0f} GB")
         found.lines.append(line)
 
 

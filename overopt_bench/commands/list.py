@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Iterator
 
 from overopt_bench import presets
-from overopt_bench.config import memory_only
 from overopt_bench.errors import UserError, unknown_name
 from overopt_bench.registry import algorithms, mitigations, rewards, suites
 from overopt_bench.types import Algorithm, Reward
@@ -37,18 +36,18 @@ def describe(what: str | None = None) -> str:
 def _algorithms() -> Iterator[str]:
     for name in algorithms.names():
         cls = algorithms.get(name)
-        yield f"  {name:<12} {cls.summary}{'; needs a differentiable proxy' if cls.needs_gradient else ''}"
+        paper = f" [arXiv {cls.paper}]" if cls.paper else ""
+        yield f"  {name:<12} {cls.summary}{paper}{'; needs a differentiable proxy' if cls.needs_gradient else ''}"
         yield from _parameters(cls)
     yield from _broken(algorithms.broken)
 
 
 def _parameters(cls: type[Algorithm]) -> Iterator[str]:
-    """Name, the paper's default, the mini value where it differs, meaning and source."""
-    memory = memory_only(cls.name)
+    """Yield name, the paper's default, the values of suites where they differ, meaning and source."""
+    settings = {name: suites.get(name).settings(cls.name) for name in suites.names()}
     for name, field in cls.Params.model_fields.items():
-        mini = f"  mini {cls.Params.mini[name]!r}" if name in cls.Params.mini else ""
-        note = " (memory only: changes no result)" if name in memory else ""
-        yield f"      {name + '=' + repr(field.default):<34}{mini:<18}  {field.description or ''}{note}".rstrip()
+        own = "  ".join(f"{suite} {values[name]!r}" for suite, values in settings.items() if name in values)
+        yield f"      {name + '=' + repr(field.default):<34}{'  ' + own if own else '':<18}  {field.description or ''}".rstrip()
 
 
 def _mitigations() -> Iterator[str]:

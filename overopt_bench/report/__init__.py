@@ -12,7 +12,7 @@ from overopt_bench.report import curves, figures, page, tables
 from overopt_bench.report.cells import write
 from overopt_bench.report.escape import file_name
 from overopt_bench.report.filmstrip import filmstrips, stills
-from overopt_bench.report.groups import Group, group_runs
+from overopt_bench.report.groups import Group, group_runs, with_styles
 from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.reference import reference_runs, with_reference
@@ -61,6 +61,7 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
         groups, notes = with_reference(groups, [run for run in reference_runs() if run.folder.resolve() not in own])
         for note in notes:
             print("note:", note, file=sys.stderr)
+    groups = with_styles(groups)
     out.mkdir(parents=True, exist_ok=True)
     contexts = [_group(group, out if len(groups) == 1 else out / file_name(group.name)) for group in groups]
     index = out / "index.html"

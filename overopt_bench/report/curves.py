@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from overopt_bench.report.groups import Group
-from overopt_bench.report.layout import label_x, legend, legend_label, panels_per_proxy, style
+from overopt_bench.report.layout import label_x, legend, legend_label, panels_per_proxy
 from overopt_bench.report.load import Run
 from overopt_bench.report.statistics import Array
 
@@ -49,9 +49,9 @@ def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, *, dashed: bool =
         thin = part is not group
         for label in part.labels(proxy):
             runs = [run for run in part.of(proxy, label) if len(run.curve(y)[0])]
-            if not runs or (x != "queries" and label == "base"):  # the base model is one point of such a plane
+            if not runs or (x != "queries" and runs[0].role == "stays"):  # the base model is one point of such a plane
                 continue
-            colour, marker = style(label)
+            colour, marker = group.style(label)
             xs, ys, low, high = mean_curve(runs, x, y)
             name = f"{label}, reference" if thin else label
             ax.plot(

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from overopt_bench.report.filmstrip import Still
 from overopt_bench.report.groups import Group
-from overopt_bench.report.layout import legend, panels, style
+from overopt_bench.report.layout import legend, panels
 from overopt_bench.report.statistics import Array
 
 LAYER_LINES = ("-", "--", "-.", ":")
@@ -31,7 +31,7 @@ def stills(group: Group, proxy: str, shown: dict[str, list[Still]]) -> Figure:
             head = f"{still.prompt}\n" if row == 0 and column % each == each // 2 else ""
             ax.set_title(f"{head}{still.when}\n{still.queries} queries", fontsize=7)
             ax.spines[:].set_visible(False)
-        axes[row, 0].set_ylabel(label, fontsize=9, color=style(label)[0])
+        axes[row, 0].set_ylabel(label, fontsize=9, color=group.style(label).colour)
     return figure
 
 
@@ -76,8 +76,11 @@ def dormant(group: Group, proxy: str) -> Figure | None:
                 parts = [e["layers"][k] if k < len(e["layers"]) else e["all"] for e in events]
                 share = [100 * p["dormant"][threshold] / p["units"] for p in parts]
                 whole = k == len(events[0]["layers"])
-                ax.plot([e["queries"] for e in events], share, LAYER_LINES[k % 4], color="black" if whole else style(run.label)[0],
-                        linewidth=2 if whole else 1, label="all layers" if whole else f"layer {k + 1} of the critic")  # fmt: skip
+                ax.plot(
+                    [e["queries"] for e in events], share, LAYER_LINES[k % 4], linewidth=2 if whole else 1,
+                    color="black" if whole else group.style(run.label).colour,
+                    label="all layers" if whole else f"layer {k + 1} of the critic",
+                )  # fmt: skip
             for event in events:
                 if event["when"] == "after_reset":
                     ax.axvline(event["queries"], color="grey", linewidth=0.6, alpha=0.6)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from overopt_bench.report.groups import REFERENCES, Group
+from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 
 PROMPTS = 4  # a page of all proxies stays below ten megabytes
@@ -25,7 +25,7 @@ def filmstrips(group: Group) -> list[dict[str, Any]]:
     """
     strips = []
     for proxy in group.proxies():
-        runs = [group.of(proxy, label)[0] for label in group.labels(proxy) if label not in REFERENCES]
+        runs = [group.of(proxy, label)[0] for label in group.trained(proxy)]
         runs = [run for run in runs if _rows(run)]
         if not runs:
             continue
@@ -116,7 +116,7 @@ class Still:
 
 def stills(group: Group, proxy: str) -> dict[str, list[Still]]:
     """Per algorithm, the first seed's images at the start, where the mean of each gold is highest, and at the end."""
-    runs = [group.of(proxy, label)[0] for label in group.labels(proxy) if label not in REFERENCES]
+    runs = [group.of(proxy, label)[0] for label in group.trained(proxy)]
     runs = [run for run in runs if len(_rows(run)) > 1]
     golds = [gold for gold in group.golds(proxy) if all(run.recorded(gold) for run in runs)]
     found: dict[str, list[Still]] = {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from overopt_bench.registry import suites
+from overopt_bench.registry import algorithms, suites
 from overopt_bench.report.load import Run, full_settings
+from overopt_bench.report.styles import Style, assign
+from overopt_bench.types.algorithm import Role
 
 NOT_COMPARED = {
     "algo",
@@ -20,7 +22,7 @@ NOT_COMPARED = {
     "tag",
 }  # everything else must be equal within a figure
 
-REFERENCES = ("base", "best_of_n")  # what is shown beside the algorithms that train
+ORDER: dict[Role, int] = {"stays": 0, "selects": 1, "trains": 2}  # references before what is compared with them
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,39 @@ class Group:
         settings: what the runs have in common.
         runs: the runs.
         reference: records of the repository to draw beside them, up to their own budget.
+        styles: how each label is drawn on a page with other groups; where empty, as if the group were alone.
     """
 
     name: str
     settings: dict[str, Any]
     runs: tuple[Run, ...]
     reference: Group | None = None
+    styles: Mapping[str, Style] = field(default_factory=dict)
 
     def proxies(self) -> list[str]:
         """Proxies that something was trained on, sorted."""
         return sorted({str(run.config["proxy"]) for run in self.runs})
 
     def labels(self, proxy: str) -> list[str]:
-        """Algorithms run on a proxy, in the order in which they are always shown."""
-        order = [*REFERENCES, "ddpo", "alignprop", "tdpo", "tdpo_r"]
-        found = {run.label for run in self.runs if run.config["proxy"] == proxy}
-        return sorted(found, key=lambda label: (order.index(label) if label in order else len(order), label))
+        """List the algorithms run on a proxy: what does not train, then the others by the date of their paper."""
+        found = {run.label: _order(run) for run in self.runs if run.config["proxy"] == proxy}
+        return sorted(found, key=lambda label: found[label])
+
+    def trained(self, proxy: str) -> list[str]:
+        """List the algorithms run on a proxy that train, in the order of ``labels``."""
+        return [label for label in self.labels(proxy) if self.of(proxy, label)[0].role == "trains"]
+
+    def appearing(self) -> dict[str, bool]:
+        """Map every label, in order of appearance, to whether it trains; those of the reference come last."""
+        parts = [part for part in (self, self.reference) if part is not None]
+        return {
+            label: part.of(proxy, label)[0].role == "trains"
+            for part in parts for proxy in part.proxies() for label in part.labels(proxy)
+        }  # fmt: skip
+
+    def style(self, label: str) -> Style:
+        """Return colour and marker of a label, unlike those of any other label of the page."""
+        return (self.styles or assign(self.appearing().items()))[label]
 
     def of(self, proxy: str, label: str, reward: str | None = None) -> list[Run]:
         """The seeds of one algorithm on one proxy; only those that recorded the reward, where one is named."""
@@ -89,6 +108,18 @@ class Group:
         """What every figure says of itself."""
         s = self.settings
         return f"{s['suite']}, {s['budget']} {s['budget_unit']}"
+
+
+def _order(run: Run) -> tuple[int, str, str]:
+    known = algorithms.classes().get((None, run.algo))
+    paper = known.paper if known is not None else ""
+    return ORDER[run.role], paper or "~", run.label  # arXiv numbers sort by date
+
+
+def with_styles(groups: Sequence[Group]) -> list[Group]:
+    """Give the labels of all groups of a page their styles, in order of appearance."""
+    styles = assign((label, trains) for group in groups for label, trains in group.appearing().items())
+    return [replace(group, styles=styles) for group in groups]
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:

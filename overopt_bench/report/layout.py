@@ -1,4 +1,4 @@
-"""What all figures share: colours, panels, legends, literal text, and how a figure is saved."""
+"""What all figures share: panels, legends, literal text, and how a figure is saved."""
 
 from __future__ import annotations
 
@@ -16,19 +16,7 @@ from overopt_bench.report.groups import Group
 
 matplotlib.use("Agg")
 
-# Okabe and Ito's palette: distinct to colour-blind readers; markers keep the lines apart in grey.
-STYLE = {
-    "base": ("#000000", "x"), "best_of_n": ("#999999", "P"), "ddpo": ("#0072B2", "o"), "alignprop": ("#E69F00", "s"),
-    "tdpo": ("#009E73", "^"), "tdpo_r": ("#D55E00", "D"),
-}  # fmt: skip
-EXTRA = (("#CC79A7", "v"), ("#56B4E9", "<"), ("#B8A800", ">"), ("#7A4FBF", "h"))
-COLOURS = tuple(colour for colour, _ in (*STYLE.values(), *EXTRA))
 ACROSS = 4  # panels beside each other: more cannot be read on a page
-
-
-def style(label: str) -> tuple[str, str]:
-    """Colour and marker of an algorithm, the same in every figure and page of every report."""
-    return STYLE.get(label) or EXTRA[sum(label.encode("utf-8", "surrogatepass")) % len(EXTRA)]
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from overopt_bench.config import RunConfig
+from overopt_bench.config import MEMORY_PARAMS, RunConfig
 from overopt_bench.errors import UserError
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
+from overopt_bench.registry import algorithms
 from overopt_bench.report.statistics import Array
+from overopt_bench.types.algorithm import Role
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
 COMMITTED = ("reference", "search")  # folders of the repository's own records within ``results``
@@ -78,6 +80,12 @@ class Run:
     @property
     def algo(self) -> str:
         return str(self.config["algo"])
+
+    @property
+    def role(self) -> Role:
+        """What the algorithm does with the policy; one that is not installed here is taken for one that trains."""
+        known = algorithms.classes().get((None, self.algo))
+        return "trains" if known is None else known.role
 
     @property
     def label(self) -> str:
@@ -158,6 +166,8 @@ def read_run(folder: Path) -> Run:
             raise ValueError("is malformed in gold")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Run(folder, "damaged", f"config.json: {error}")
+    if isinstance(config.get("params"), dict):  # those of early records that change no number count as no difference
+        config["params"] = {name: value for name, value in config["params"].items() if name not in MEMORY_PARAMS}
     run = Run(folder, "complete", config=config, sessions=read_sessions(folder))
     try:
         status = read_json_bytes((folder / "status.json").read_bytes())
@@ -175,7 +185,7 @@ def read_run(folder: Path) -> Run:
         run.events.append(event)
     if not run.of("eval") and run.state in ("complete", "damaged"):
         run.state, run.reason = "damaged", run.reason or "metrics.jsonl holds no evaluation"
-    elif run.state == "complete" and run.config["algo"] != "best_of_n" and run.of("eval")[-1]["queries"] < _end(run):
+    elif run.state == "complete" and run.role != "selects" and run.of("eval")[-1]["queries"] < _end(run):
         run.state, run.reason = "damaged", "status says complete but the last evaluations are missing"
     return run
 

@@ -19,7 +19,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from overopt_bench.recording.sessions import session_differences
 from overopt_bench.report.cells import show
 from overopt_bench.report.groups import Group
-from overopt_bench.report.layout import COLOURS, style
 from overopt_bench.report.load import Run
 from overopt_bench.report.reference import other_parameters
 from overopt_bench.report.verdicts import Finding, Verdict
@@ -42,9 +41,9 @@ def table_context(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def colour_class(label: str) -> str:
-    """The class of the style sheet that has an algorithm's colour; the page allows no styles but the sheet's."""
-    return f"c{style(label)[0].removeprefix('#')}"
+def colour_class(colour: str) -> str:
+    """Name the class of the style sheet that has a colour; the page allows no styles but the sheet's."""
+    return f"c{colour.removeprefix('#')}"
 
 
 def group_context(
@@ -59,15 +58,13 @@ def group_context(
     for strip in strips:
         for prompt in strip["prompts"]:
             for row in prompt["rows"]:
-                row["colour"] = colour_class(row["algorithm"])
-    parts = [part for part in (group, group.reference) if part is not None]
-    labels = dict.fromkeys(label for part in parts for proxy in part.proxies() for label in part.labels(proxy))
+                row["colour"] = colour_class(group.style(row["algorithm"]).colour)
     return {
         "name": group.name, "title": group.title, "findings": findings, "verdicts": verdicts, "tables": tables,
         "notes": [*_gold_notes(group), *_reference_notes(group)], "strips": strips,
         "settings": json.dumps({k: v for k, v in group.settings.items() if k != "weights"}, ensure_ascii=False),
         "figures": [{"title": title, "src": data_uri(path)} for title, path in figures],
-        "colours": {label: colour_class(label) for label in labels},
+        "colours": {label: colour_class(group.style(label).colour) for label in group.appearing()},
     }  # fmt: skip
 
 
@@ -132,7 +129,8 @@ def render(groups: list[dict[str, Any]], runs: list[Run], notes: list[str]) -> s
         {"folder": str(run.folder), "state": run.state, "reason": run.reason, "sessions": len(run.sessions),
          "queries": max((e["queries"] for e in run.events), default=0)} for run in runs
     ]  # fmt: skip
-    colours = "".join(f".c{c.removeprefix('#')} {{ --row: {c}; }}\n" for c in COLOURS)
+    used = dict.fromkeys(name for group in groups for name in group["colours"].values())
+    colours = "".join(f".{name} {{ --row: #{name.removeprefix('c')}; }}\n" for name in used)
     sheet = (TEMPLATES / "page.css").read_text(encoding="utf-8") + colours
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     policy = (

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from overopt_bench.config import memory_only
 from overopt_bench.errors import UserError
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import Run, find_runs
@@ -100,7 +99,7 @@ def other_parameters(group: Group) -> list[str]:
         for other in group.reference.runs if group.reference else ():
             if (run.label, run.config["proxy"]) == (other.label, other.config["proxy"]):
                 here, there = (dict(one.config.get("params", {})) for one in (run, other))
-                names = sorted((here.keys() | there.keys()) - _memory_only(run.algo))
+                names = sorted(here.keys() | there.keys())
                 differences = [
                     f"{name} {_short(here.get(name))} here, {_short(there.get(name))} there"
                     for name in names if here.get(name) != there.get(name)
@@ -108,14 +107,6 @@ def other_parameters(group: Group) -> list[str]:
                 if differences:
                     found[run.label] = f"{run.label} has other parameters than its reference: {'; '.join(differences)}."
     return list(found.values())
-
-
-def _memory_only(algo: str) -> set[str]:
-    """Parameters without any effect on the numbers; none are known of an algorithm that is not installed here."""
-    try:
-        return memory_only(algo)
-    except UserError:
-        return set()
 
 
 def _short(value: Any) -> str:

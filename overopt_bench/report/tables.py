@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from overopt_bench.report.cells import Cell
-from overopt_bench.report.groups import REFERENCES, Group
+from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.statistics import (
     Array,
@@ -35,7 +35,7 @@ def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
     rows = []
     for proxy in group.proxies():
         labels = group.labels(proxy)
-        trained = [label for label in labels if label not in REFERENCES]
+        trained = group.trained(proxy)
         match_proxy = _smallest_end(group, proxy, trained, f"{split}/{proxy}/mean")
         match_kl = _smallest_end(group, proxy, trained, f"{split}/path_kl/mean")
         for label, gold in product(labels, group.golds(proxy)):
@@ -112,7 +112,7 @@ def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
     rows = []
     for run in sorted(group.runs, key=lambda r: (str(r.config["proxy"]), r.label, int(r.config["seed"]))):
         proxy = run.scores(split, str(run.config["proxy"]))
-        if proxy is None or run.algo == "base":
+        if proxy is None or run.role == "stays":
             continue
         gain = paired_difference(proxy[-1], proxy[0])
         for gold in group.golds(str(run.config["proxy"])):
@@ -145,7 +145,7 @@ def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
             fits = [fit for run in group.of(proxy, label) if (fit := _scaling(run, f"{split}/{gold}/mean", split))]
             if fits:
                 alpha, beta, r2 = (over_seeds(np.array(values)) for values in zip(*fits, strict=True))
-                selected = group.of(proxy, label)[0].algo == "best_of_n"
+                selected = group.of(proxy, label)[0].role == "selects"
                 form = "d (alpha - beta d)" if selected else "d (alpha - beta log d)"
                 rows.append({"proxy": proxy, "algorithm": label, "seeds": len(fits), "gold": gold_name(group, gold),
                              "form": form, "alpha": alpha, "beta": beta, "R2": r2})  # fmt: skip
@@ -157,7 +157,7 @@ def _scaling(run: Run, key: str, split: str) -> tuple[float, float, float] | Non
     d, gold = run.curve(f"{split}/sqrt_kl")[1], run.curve(key)[1]
     if len(d) != len(gold) or (away := d > 0).sum() < 3 or gold[away].std() == 0:
         return None
-    form, fit = (best_of_n_form, fit_best_of_n) if run.algo == "best_of_n" else (rl_form, fit_rl)
+    form, fit = (best_of_n_form, fit_best_of_n) if run.role == "selects" else (rl_form, fit_rl)
     d, gain = d[away], gold[away] - gold[0]
     alpha, beta = fit(d, gain)
     residual = gain - form(d, alpha, beta)
@@ -168,7 +168,7 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
     """Per trained algorithm: proxies trained on, rewards scored by, and the change end - start of each reward in
     standard deviations over the base model's images, averaged over seeds."""
     out: dict[str, tuple[list[str], list[str], Array]] = {}
-    trained = [run for run in group.runs if run.of("scores") and run.algo not in REFERENCES]
+    trained = [run for run in group.runs if run.of("scores") and run.role == "trains"]
     names = {name for run in trained for name in run.of("scores")[0]["scores"]}
     golds = [gold for gold in group.golds() if gold in names]
     scored = [*golds, *sorted(names - {*golds})]

@@ -8,7 +8,8 @@ from itertools import combinations, product
 
 import numpy as np
 
-from overopt_bench.report.groups import REFERENCES, Group
+from overopt_bench.registry import algorithms
+from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.statistics import (
     Array,
@@ -21,14 +22,6 @@ from overopt_bench.report.tables import peak_of
 
 NOTHING = "no overoptimization shown within this budget"
 ENOUGH = 3  # seeds of each algorithm below which no verdict is given
-NAMES = {
-    "ddpo": "DDPO",
-    "alignprop": "AlignProp",
-    "tdpo": "TDPO",
-    "tdpo_r": "TDPO-R",
-    "base": "The base model",
-    "best_of_n": "Best-of-n",
-}
 
 
 @dataclass(frozen=True)
@@ -49,8 +42,9 @@ class Finding:
 
 
 def name(label: str) -> str:
-    """An algorithm's name as in its paper."""
-    return NAMES.get(label, label)
+    """Return the title of the algorithm that is called so; the label itself where it has a tag or is not installed."""
+    known = algorithms.classes().get((None, label))
+    return known.title or label if known is not None else label
 
 
 def findings(group: Group, split: str = "train") -> list[Finding]:
@@ -61,8 +55,7 @@ def findings(group: Group, split: str = "train") -> list[Finding]:
     found = []
     for part in (part for part in (group, group.reference) if part is not None):
         for proxy in group.proxies():
-            labels = [label for label in part.labels(proxy) if label not in REFERENCES]
-            for label, gold in product(labels, group.golds(proxy)):
+            for label, gold in product(part.trained(proxy), group.golds(proxy)):
                 runs = [run for run in part.of(proxy, label, gold) if run.scores(split, gold) is not None]
                 if runs:
                     text = _finding(runs, proxy, gold, group.role(gold), split)
@@ -111,7 +104,7 @@ def verdicts(group: Group, split: str = "train") -> list[Verdict]:
     """
     found = []
     for proxy in group.proxies():
-        labels = [label for label in group.labels(proxy) if label not in REFERENCES]
+        labels = group.trained(proxy)
         few = [label for label in labels if len(group.of(proxy, label)) < ENOUGH]
         if few and (len(labels) > 1 or group.reference):
             counts = ", ".join(f"{name(label)} has {len(group.of(proxy, label))}" for label in few)
@@ -141,13 +134,12 @@ def _pairs(group: Group, proxy: str, gold: str, split: str = "train") -> Iterato
         suffix = " (reference)" if part is not group else ""
         return Side(name(label) + suffix, np.array([end for end in ends if end is not None], float))
 
-    trained = [label for label in group.labels(proxy) if label not in REFERENCES]
+    trained = group.trained(proxy)
     for a, b in combinations(trained, 2):
         yield side(group, a), side(group, b), "at the end"
     if group.reference is not None:
         queries = group.shared_queries(proxy)
-        others = [label for label in group.reference.labels(proxy) if label not in REFERENCES]
-        for a, b in product(trained, others):
+        for a, b in product(trained, group.reference.trained(proxy)):
             yield side(group, a, queries), side(group.reference, b, queries), f"after {queries:.0f} queries"
 
 
