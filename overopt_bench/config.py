@@ -9,11 +9,13 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from overopt_bench.errors import UserError, explain, unknown_name
+from overopt_bench.compute.runtime import Runtime
+from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.options import RunFolder, RunIdentity, RunSettings, note, option
 from overopt_bench.prompts.tidy import overlap, tidy
 from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, mitigations, rewards, suites
 from overopt_bench.text import read_text
@@ -21,39 +23,19 @@ from overopt_bench.text import read_text
 if TYPE_CHECKING:
     from overopt_bench.types import Algorithm, Suite
 
-BudgetUnit = Literal["queries", "nfe", "seconds"]
-Precision = Literal["float32", "bfloat16", "float16"]
-MEMORY_PARAMS = frozenset({"micro_batch", "checkpoint"})  # parameters in early records; options of the machine today
 LONGEST_NAME = 200  # bytes of a model in a folder's name; file systems allow 255 for the whole
 
 
-class RunConfig(BaseModel):
-    """One run, complete. ``resolve`` makes one from what a user gave; the constructor only checks ranges."""
+class RunConfig(RunFolder, RunSettings, RunIdentity):
+    """One run, complete. ``resolve`` makes one from what a user gave; the constructor only checks ranges.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        params: the algorithm's parameters, all of them; the options ``set`` and ``config`` give them.
+        train_prompts: the user's own prompts to train on, read from the file of the option ``prompts``.
+    """
 
-    algo: str
-    proxy: str
-    gold: tuple[str, ...] = Field(min_length=1)
-    suite: str
-    seed: int = Field(0, ge=0, le=2**63 - 1)
-    budget: int = Field(gt=0)
-    budget_unit: BudgetUnit = "queries"
     params: dict[str, Any] = Field(default_factory=dict)
-    num_steps: int = Field(ge=2, le=1000)
-    guidance_scale: float = Field(ge=1, allow_inf_nan=False)
-    eta: float = Field(gt=0, le=1)
-    lora_rank: int = Field(gt=0)
-    lora_alpha: int = Field(gt=0)
-    eval_points: int = Field(ge=2)
-    eval_images: int = Field(gt=0)
-    eval_seed: int = Field(0, ge=0, le=2**63 - 1)
-    train_split: str = "train"
-    train_prompts: tuple[str, ...] = ()
-    mitigation: tuple[str, ...] = ()
-    model: str | None = None
-    precision: Precision = "float32"
-    tag: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$", max_length=60)
+    train_prompts: tuple[str, ...] = option("Prompts to train on in place of the suite's.", (), later=True)
 
     def folder(self, out: Path) -> Path:
         """Where the run is recorded: ``out/suite[-model]/proxy/algo[+mitigation]/seedN[-tag]``."""
@@ -71,10 +53,11 @@ class RunConfig(BaseModel):
 
         Fields that came after the first results count only where they are used, so those keep their hash.
         """
-        content = self.model_dump(mode="json")
-        later: dict[str, Any] = {"model": None, "precision": "float32", "train_prompts": [], "mitigation": []}
-        content = {k: v for k, v in content.items() if k not in later or v != later[k]}
-        content["params"] = {k: v for k, v in content["params"].items() if k not in MEMORY_PARAMS}
+        later = {name for name, field in RunConfig.model_fields.items() if note(field, "later")}
+        unused = {name for name in later if getattr(self, name) == RunConfig.model_fields[name].get_default()}
+        content = self.model_dump(mode="json", exclude=unused)
+        skip = memory_only(self.algo)
+        content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -263,7 +246,7 @@ def warnings(config: RunConfig) -> list[str]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The options of a run from YAML, TOML, or the ``config.json`` of an earlier run.
+    """Read options from YAML, TOML, or the ``config.json`` of an earlier run: settings, ``Runtime``'s, and plugins.
 
     Raises:
         UserError: where it is missing, does not parse, or holds an option that does not exist.
@@ -279,7 +262,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             content["params"] = {k: v for k, v in content["params"].items() if k not in MEMORY_PARAMS}
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: must be a mapping of options, such as `algo: ddpo`")
-    allowed = {*RunConfig.model_fields, "plugin"}
+    allowed = {*RunConfig.model_fields, *Runtime.model_fields, "plugin"}
     for name in content:
         if name not in allowed:
             raise unknown_name(f"option in {path}:", str(name), allowed)

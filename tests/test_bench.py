@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from overopt_bench.commands import bench as module
+from overopt_bench.commands.command import Arguments
+from overopt_bench.commands.settings import read_options
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import resolve
@@ -66,7 +68,7 @@ def test_bare_passes_are_those_of_the_algorithm(algo: str, suite: str, tiny_weig
 def test_the_table_has_a_row_for_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "ALGORITHMS", PARAMS)
     monkeypatch.setattr(module, "ROUNDS", 1)
-    result = module.bench("mini")
+    result = module.bench(read_options(Arguments({"suite": "mini", "device": "cpu"})))
     assert result["rows"].keys() == PARAMS.keys() and 0 < result["evaluation_share"] < 1
     assert all(row["ratio"] == pytest.approx(row["seconds_per_query"] / row["bare"]) for row in result["rows"].values())
     lines = capsys.readouterr().out.splitlines()

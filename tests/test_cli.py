@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import overopt_bench
+import overopt_bench.training
 from overopt_bench import api, cli
 from overopt_bench.commands import settings as prepare
 from overopt_bench.config import RunConfig
@@ -57,7 +57,7 @@ class FakeTrain:
 def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     fake = FakeTrain()
     monkeypatch.setitem(sys.modules, "overopt_bench.training.loop", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(overopt_bench, "train", fake, raising=False)
+    monkeypatch.setattr(overopt_bench.training, "loop", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OVEROPT_BENCH_DEBUG", raising=False)
     return fake
@@ -109,7 +109,7 @@ BAD = {
     "absent device": ([*RUN, "--device", "cuda:99"], "CUDA devices here"),
     "seeds": ([*SWEEP, "--seeds", "4-0"], "write 0-4 or 0,2,7"),
     "empty sweep": ([*SWEEP, "--proxy", ","], "--proxy needs at least one name"),
-    "sweep owner": ([*SWEEP, "--set", "ddpo.lr=1"], "'ddpo' is not in --algo climb,slide"),
+    "sweep owner": ([*SWEEP, "--set", "ddpo.lr=1"], "'ddpo' is not among the algorithms climb, slide"),
     "sweep without proxy": (["sweep", "--algo", "climb"], "--proxy"),
     "list": (["list", "algorithm"], "did you mean 'algorithms'?"),
     "eval": (["eval", "nowhere"], "nowhere is not a run folder"),

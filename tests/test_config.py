@@ -182,7 +182,7 @@ def test_bad_config_files(tmp_path: Path, name: str, text: str | None, message: 
 
 
 def test_the_resume_command_holds_what_the_record_does_not() -> None:
-    runtime = Runtime("cpu", Path("/w"), micro_batch=4, compile=True)
+    runtime = Runtime(device="cpu", weights=Path("/w"), micro_batch=4, compile=True)
     plugin = Plugin(Path("/p/tiny.py"), "", ())
     assert resume_command(resolve(GIVEN), Path("my results"), runtime, [plugin]) == (
         "overopt-bench run --config 'my results/tiny/darkness/climb/seed0/config.json' --out 'my results'"

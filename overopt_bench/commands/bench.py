@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from overopt_bench import registry
+from overopt_bench.commands.settings import Options
 from overopt_bench.compute.processes import World
-from overopt_bench.compute.runtime import Runtime
-from overopt_bench.config import resolve
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.diffusion.prompts import Conditioning
 from overopt_bench.evaluation.evaluator import Evaluator
@@ -29,10 +27,7 @@ PROXY = "aesthetic"
 SHORT = 16  # queries of a round where networks are large: the ratio does not depend on their number
 
 
-def bench(
-    suite: str, runtime: Runtime, *, algorithms: Sequence[str] = (), model: str | None = None,
-    precision: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def bench(options: Options) -> dict[str, Any]:
     """Time one training round of each algorithm and its bare passes in turn, then an evaluation; print the table.
 
     Args:
@@ -47,27 +42,29 @@ def bench(
         seconds of a default run and the share of them that evaluation takes, and ``gpu_mb``, the most that was
         allocated on a GPU; ``peak_mb``: resident memory of the process; ``threads``.
     """
-    home = get_suite(suite, runtime.weights, model)
-    proxy = get_reward(PROXY, home)
-    precision = precision or ("float32" if runtime.device == "cpu" else home.defaults.precision)
-    given = {"proxy": PROXY, "suite": suite, "model": model, "precision": precision}
-    known = [registry.algorithms.get(name) for name in algorithms or registry.algorithms.names()]
-    chosen = [cls for cls in known if cls.role == "trains"]
-    budget = 10**9 if home.small else SHORT
+    runtime = options.runtime
+    world = get_suite(options.given["suite"], runtime.weights, options.given.get("model"))
+    proxy = get_reward(PROXY, world)
     rows = {}
-    for cls in chosen:
-        config = resolve({**given, "algo": cls.name, "params": dict(cls.steady), "budget": budget})
-        parts = assemble(config, home, {PROXY: proxy}, runtime, World(device=runtime.device))
-        rows[cls.name] = _compare(parts, proxy)
-    config = resolve({**given, "algo": chosen[0].name})
-    scorers = {name: get_reward(name, home) for name in evaluated_rewards(home, config.proxy, config.gold)}
-    policy = assemble(config, home, scorers, runtime, World(device=runtime.device)).policy
-    evaluation = _seconds(Evaluator(home, policy, scorers, config), policy.device) * config.eval_points
-    for row in rows.values():
-        row["default_run_seconds"] = evaluation + row["seconds_per_query"] * config.budget
-        row["evaluation_share"] = evaluation / row["default_run_seconds"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result = {"rows": rows, "peak_mb": peak, "threads": torch.get_num_threads()}
+    for name, params in ALGORITHMS.items():
+        own = params if world.all_rewards else {**params, **SHORT[name]}
+        parts = assemble(
+            options.config(name, PROXY, None, among=[*ALGORITHMS], params=own, budget=10**9),
+            world,
+            {PROXY: proxy},
+            options.runtime_for(name),
+            World(device=runtime.device),
+        )
+        rows[name] = _compare(parts, _bare(parts, world, proxy))
+    config = options.config("ddpo", PROXY, None, among=[*ALGORITHMS])
+    scorers = {name: get_reward(name, world) for name in evaluated_rewards(world, config.proxy, config.gold)}
+    policy = assemble(config, world, scorers, runtime, World(device=runtime.device)).policy
+    evaluation = _seconds(Evaluator(world, policy, scorers, config), policy.device) * config.eval_points
+    training = rows["ddpo"]["seconds_per_query"] * config.budget
+    result = {
+        "rows": rows, "evaluation_share": evaluation / (evaluation + training), "default_run_seconds": evaluation + training,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "threads": torch.get_num_threads(),
+    }  # fmt: skip
     print(markdown(result))
     return result
 

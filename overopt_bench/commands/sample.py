@@ -101,14 +101,13 @@ def trained_policy(
     if not adapter_file(run / "adapter").exists():  # before the base model is loaded
         raise UserError(f"{run} has no adapter; a run saves it at its first evaluation")
     pipeline = suite.pipeline()
-    fitting = micro_batch.choose_sampling(
+    fitting = runtime.micro_batch or micro_batch.choose_sampling(
         pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device
     )
     policy = DiffusionPolicy(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
-        runtime=Runtime(runtime.device, micro_batch=fitting),
-        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
+        runtime=runtime.model_copy(update={"micro_batch": fitting}),
     )  # fmt: skip
     try:
         policy.load_adapter(run / "adapter")

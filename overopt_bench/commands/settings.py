@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overopt_bench.compute.runtime import ATTENTION, Runtime
-from overopt_bench.config import RunConfig, check_prompts, read_config_file, resolve
-from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.evaluation.measuring import probe_foreign_metrics
+from overopt_bench.commands.command import Arguments, checked
+from overopt_bench.commands.requests import Sources
+from overopt_bench.compute.runtime import Runtime
+from overopt_bench.config import RunConfig, check_prompts, parse_set, read_config_file, resolve
+from overopt_bench.errors import UserError
+from overopt_bench.options import RunFolder, RunSettings
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.presets import read_presets
 from overopt_bench.prompts.files import read_prompt_file
@@ -57,60 +59,114 @@ def choose_device(name: str | None) -> str:
     raise UserError(f"--device {name}: allowed are cpu, cuda and cuda:N")
 
 
+def pairs_for(algo: str, algos: Sequence[str], pairs: Iterable[str]) -> list[str]:
+    """Return the ``--set`` pairs of one algorithm: ``lr=...`` is for all, ``ddpo.lr=...`` for ddpo.
+
+    Args:
+        algo: the algorithm's name.
+        algos: the names of all algorithms of the command.
+        pairs: what was given, each ``[ALGORITHM.]NAME=VALUE``.
+
+    Raises:
+        UserError: for an algorithm that is not one of them.
+    """
+    own = []
+    for pair in pairs:
+        owner, dot, _ = pair.partition("=")[0].partition(".")
+        if not dot:
+            own.append(pair)
+        elif owner not in algos:
+            raise UserError(f"--set {pair}: {owner!r} is not among the algorithms {', '.join(algos)}")
+        elif owner == algo:
+            own.append(pair[len(owner) + 1 :])
+    return own
+
+
 @dataclass(frozen=True)
 class Options:
-    """A user's options before they are checked: the command line over the file, that over presets.
+    """A user's options, read and merged: the command line over the file, that over presets.
 
-    ``notes`` are what the user should be told about how they were read, one line each.
+    Attributes:
+        given: the settings of runs that are neither identity nor parameters, unchecked; the suite is among them.
+        pairs: what ``--set`` was given.
+        per_algorithm: parameters, and knobs of ``Runtime``, that presets give to single algorithms.
+        plugins: the files that were loaded.
+        runtime: where and how fast to compute; the user's own values.
+        recommended: knobs of ``Runtime`` that presets give to all algorithms.
+        suite_reason: why this suite, for the first line.
+        notes: what the user should be told about how the options were read, one line each.
     """
 
     given: dict[str, Any]
+    pairs: Sequence[str]
     per_algorithm: dict[str, dict[str, Any]]
     plugins: tuple[Plugin, ...]
     runtime: Runtime
+    recommended: dict[str, Any]
     suite_reason: str
     notes: tuple[str, ...] = ()
 
-    def config(self, algo: str | None, proxy: str | None, seed: int | None, params: Mapping[str, Any]) -> RunConfig:
-        """The checked configuration of one run.
+    def config(
+        self, algo: str | None, proxy: str | None, seed: int | None, *, among: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None, **fixed: Any,
+    ) -> RunConfig:  # fmt: skip
+        """Return the checked configuration of one run.
+
+        Args:
+            algo: the algorithm's name; None where the options have it.
+            proxy: the proxy's name; None where the options have it.
+            seed: the run's seed; None for the options' or 0.
+            among: the algorithms of a command that runs several, for ``--set ALGORITHM.NAME=VALUE``.
+            params: parameters of the algorithm over those of files and presets, under the user's ``--set``.
+            fixed: settings that win over the user's.
 
         Raises:
             UserError: for whatever is wrong.
         """
-        own = {"algo": algo, "proxy": proxy, "seed": seed}
+        own = {"algo": algo, "proxy": proxy, "seed": seed, **fixed}
         merged = {**self.given, **{k: v for k, v in own.items() if v is not None}}
         if self.runtime.device == "cpu":  # where half precision saves no time
             merged = {"precision": "float32", **merged}
         base = merged.get("params") or {}
         if not isinstance(base, Mapping):
             raise UserError(f"params must be a mapping such as {{lr: 1.0e-4}}, not {base!r}")
-        preset = self.per_algorithm.get(str(merged.get("algo")), {})
-        return resolve({**merged, "params": {**preset, **base, **params}})
+        name = str(merged.get("algo"))
+        preset = {k: v for k, v in self.per_algorithm.get(name, {}).items() if k not in Runtime.model_fields}
+        pairs = parse_set(pairs_for(name, among or [name], self.pairs))
+        return resolve({**merged, "params": {**preset, **base, **(params or {}), **pairs}})
+
+    def runtime_for(self, algo: str) -> Runtime:
+        """Return how to compute the runs of an algorithm: what the user gave, else what presets recommend for it.
+
+        Raises:
+            UserError: where a preset's value is out of range.
+        """
+        own = {k: v for k, v in self.per_algorithm.get(algo, {}).items() if k in Runtime.model_fields}
+        asked = self.runtime.model_dump(exclude_unset=True)
+        return checked(Runtime, {**self.recommended, **own, **asked})
 
 
-def read_options(
-    given: Mapping[str, Any], plugin: Iterable[str] | None, config: Path | None, preset: Iterable[str] | None,
-    runtime: Runtime, prompt_column: str | None = None,
-) -> Options:  # fmt: skip
-    """Load plugins, presets and files, choose the suite. The command line wins over the file, that over presets.
-
-    ``prompt_column`` is that of a file of prompts; see ``read_prompt_file``.
+def read_options(arguments: Arguments) -> Options:
+    """Load plugins, presets and files, choose suite and device. The command line wins over the file, that over presets.
 
     Raises:
         UserError: for whatever is wrong with them.
     """
-    base = read_presets(preset or ())
-    per_algorithm, micro_batch = base.pop("algorithms", {}), base.pop("micro_batch", None)
-    file = {**base, **({} if config is None else read_config_file(Path(config)))}
+    sources = arguments.make(Sources)
+    presets = read_presets(sources.preset)
+    per_algorithm = presets.pop("algorithms", {})
+    recommended = {name: presets.pop(name) for name in Runtime.model_fields if name in presets}
+    file = {} if sources.config is None else read_config_file(sources.config)
     from_file = file.pop("plugin", None) or []
-    files = [from_file] if isinstance(from_file, str) else list(from_file)
-    plugins = load_plugins([*files, *(plugin or [])])
-    values = {**file, **{k: v for k, v in given.items() if v not in (None, [], ())}}
-    notes = _read_prompts(values, prompt_column)
+    plugins = load_plugins([*([from_file] if isinstance(from_file, str) else from_file), *sources.plugin])
+    values = {**presets, **file, **arguments.of(RunSettings, RunFolder, Runtime)}
+    runtime = make_runtime({name: values.pop(name) for name in Runtime.model_fields if name in values})
+    if sources.prompts is not None:
+        values["train_prompts"] = str(sources.prompts)
+    notes = _read_prompts(values, sources.prompt_column)
     suite, reason = choose_suite(values.get("suite"), runtime.weights, values.get("model"))
-    if runtime.micro_batch is None:
-        runtime = replace(runtime, micro_batch=micro_batch)
-    return Options({**values, "suite": suite}, per_algorithm, plugins, runtime, reason, tuple(notes))
+    given = {**values, "suite": suite}
+    return Options(given, sources.set, per_algorithm, plugins, runtime, recommended, reason, tuple(notes))
 
 
 def _read_prompts(values: dict[str, Any], column: str | None) -> list[str]:
@@ -136,14 +192,11 @@ def probe(config: RunConfig, runtime: Runtime) -> None:
     probe_foreign_metrics(suite, evaluated, config.training_prompts(suite), config.num_steps)
 
 
-def make_runtime(device: str | None, weights: Path | None = None, **speed: Any) -> Runtime:
-    """Where to compute; see ``Runtime``.
+def make_runtime(values: Mapping[str, Any]) -> Runtime:
+    """Return where and how fast to compute: what a user gave of ``Runtime``, on a device that exists.
 
     Raises:
-        UserError: for a device that does not exist here, or a micro-batch below 1.
+        UserError: for a device that does not exist here, or a value out of range.
     """
-    if speed.get("micro_batch") is not None and speed["micro_batch"] < 1:
-        raise UserError(f"--micro-batch {speed['micro_batch']}: must be at least 1")
-    if speed.get("attention") not in (None, *ATTENTION):
-        raise unknown_name("--attention", speed["attention"], ATTENTION)
-    return Runtime(choose_device(device), None if weights is None else Path(weights), **speed)
+    runtime = checked(Runtime, values)
+    return checked(Runtime, {**runtime.model_dump(exclude_unset=True), "device": choose_device(values.get("device"))})

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from overopt_bench.commands.command import Arguments
+from overopt_bench.commands.requests import Grid, Recording
+from overopt_bench.commands.run import announce, start
+from overopt_bench.commands.settings import probe, read_options
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import RunError, UserError
 
@@ -39,20 +43,6 @@ def parse_names(option: str, text: str) -> list[str]:
     return names
 
 
-def pairs_for(algo: str, algos: Sequence[str], pairs: Iterable[str]) -> list[str]:
-    """The ``--set`` pairs of one algorithm: ``lr=...`` is for all, ``ddpo.lr=...`` for ddpo."""
-    own = []
-    for pair in pairs:
-        owner, dot, _ = pair.partition("=")[0].partition(".")
-        if not dot:
-            own.append(pair)
-        elif owner not in algos:
-            raise UserError(f"--set {pair}: {owner!r} is not in --algo {','.join(algos)}")
-        elif owner == algo:
-            own.append(pair[len(owner) + 1 :])
-    return own
-
-
 def is_complete(config: RunConfig, out: Path) -> bool:
     """Whether this very run is complete.
 
@@ -68,6 +58,25 @@ def is_complete(config: RunConfig, out: Path) -> bool:
     if recorded != config.config_hash():
         raise UserError(f"{folder} holds a run of another configuration; give --tag or another --out")
     return bool(state == "complete")
+
+
+def run_grid(arguments: Arguments) -> list[Path]:
+    """Run every algorithm on every proxy with every seed.
+
+    Raises:
+        UserError: before the first run, for whatever is wrong.
+        RunError: at the end, where any failed; names each.
+    """
+    options, grid, recording = read_options(arguments), arguments.make(Grid), arguments.make(Recording)
+    algos, proxies = parse_names("--algo", grid.algo), parse_names("--proxy", grid.proxy)
+    configs = [
+        options.config(algo, proxy, seed, among=algos)
+        for proxy in proxies for algo in algos for seed in parse_seeds(grid.seeds)
+    ]  # fmt: skip
+    announce(options, configs)
+    for one in {config.proxy: config for config in configs}.values():
+        probe(one, options.runtime)
+    return run_all(configs, recording.out, lambda one: start(one, options, recording))
 
 
 def run_all(configs: Sequence[RunConfig], out: Path, start: Callable[[RunConfig], object]) -> list[Path]:

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
+from overopt_bench.options import option
+
+Attention = Literal["sdpa", "eager", "xformers"]
 # implementations of attention, and the classes of diffusers that they are
 ATTENTION = {"sdpa": "AttnProcessor2_0", "eager": "AttnProcessor", "xformers": "XFormersAttnProcessor"}
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """Attributes:
-    device: ``cpu``, ``cuda`` or ``cuda:N``.
-    weights: a folder to read weights from instead of the Hub and its cache.
-    micro_batch: samples per network pass; None takes what fits.
-    checkpoint: recompute activations in the backward pass, which takes less memory and more time; None does so where
-        the algorithm's authors do and the suite's networks are not small.
-    compile: run the U-Net through ``torch.compile``.
-    attention: sdpa (torch's fused kernels), eager or xformers; None leaves diffusers' choice.
-    """
+class Machine(BaseModel):
+    """Where to compute, and where weights are read from."""
 
-    device: str = "cpu"
-    weights: Path | None = None
-    micro_batch: int | None = None
-    checkpoint: bool | None = None
-    compile: bool = False
-    attention: str | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def words(self) -> Iterable[str]:
-        """The options of the command line that say the same."""
-        yield from ("--device", self.device)
-        for name, value in (
-            ("weights", self.weights),
-            ("micro-batch", self.micro_batch),
-            ("attention", self.attention),
-        ):
-            if value is not None:
-                yield from (f"--{name}", str(value))
-        if self.checkpoint is not None:
-            yield "--checkpoint" if self.checkpoint else "--no-checkpoint"
-        if self.compile:
-            yield "--compile"
+    device: str = option("Where to compute: cpu, cuda or cuda:N.", "cpu", source="cuda where there is one")
+    weights: Path | None = option(
+        "Read weights from DIR/<repository's name>/ instead of the Hub and its cache.", None, metavar="DIR"
+    )
+
+
+class Runtime(Machine):
+    """A machine, and how networks are run on it: every knob of speed and memory, none of which changes a result."""
+
+    micro_batch: int | None = option(
+        "Samples per network pass; changes memory and speed, no result.", None, source="what fits", ge=1
+    )
+    compile: bool = option("Run the U-Net through torch.compile.", False)
+    attention: Attention | None = option("Implementation of attention.", None, source="diffusers' choice")

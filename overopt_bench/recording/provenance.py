@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from PIL import features
 
-from overopt_bench.compute.runtime import Runtime
+from overopt_bench.compute.runtime import Machine, Runtime
 from overopt_bench.config import RunConfig
+from overopt_bench.options import arguments
 from overopt_bench.plugins import Plugin
 from overopt_bench.registry import is_foreign, metrics
 from overopt_bench.shell import command_line
@@ -78,18 +79,8 @@ def provenance(
     runtime: Runtime,
     processes: int,
 ) -> dict[str, Any]:
-    """Collect where one session's numbers come from: its line in ``sessions.jsonl``.
-
-    Args:
-        config: the configuration of the run.
-        suite: hashes the weights of its base model.
-        rewards: all that the run evaluates, loaded, by name.
-        own_encoder: whether critics see the proxy's own features rather than the suite's CLIP.
-        plugins: the files that were given with ``--plugin``.
-        runtime: the device and the settings of speed as they were settled.
-        processes: how many share the run.
-    """
-    speed = {"micro_batch": runtime.micro_batch, "compile": runtime.compile, "attention": runtime.attention}
+    """One session's line in ``sessions.jsonl``; ``critic_encoder`` says whose features critics see."""
+    speed = runtime.model_dump(mode="json", exclude={*Machine.model_fields})
     return {
         "versions": versions(), "hardware": {**hardware(runtime.device), "processes": processes}, "speed": speed,
         "git": git_revision(),
@@ -127,9 +118,9 @@ def resume_command(
     start = ["overopt-bench"]
     if processes > 1:
         start = ["torchrun", "--standalone", "--nproc_per_node", str(processes), "-m", "overopt_bench"]
-    words = [*start, "run", "--config", str(record), "--out", str(out), *runtime.words()]
+    command = [*start, "run", "--config", str(record), "--out", str(out), *arguments(runtime)]
     for plugin in plugins:
-        words += ["--plugin", str(plugin.path)]
+        command += ["--plugin", str(plugin.path)]
     if tracker is not None:
-        words += ["--tracker", tracker]
-    return command_line(words)
+        command += ["--tracker", tracker]
+    return command_line(command)

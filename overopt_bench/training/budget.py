@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from overopt_bench.compute.processes import World
-from overopt_bench.config import BudgetUnit
 from overopt_bench.evaluation.scoring import checked, shared_scores
+from overopt_bench.options import BudgetUnit
 from overopt_bench.types import Reward
 
 

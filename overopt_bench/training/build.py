@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,8 +61,7 @@ def assemble(
     cls = algorithms.get(config.algo)
     params = cls.Params(**config.params)
     pipeline = suite.pipeline()
-    checkpoint = cls.recomputes and not suite.small if runtime.checkpoint is None else runtime.checkpoint
-    runtime = replace(runtime, device=str(world.device), checkpoint=checkpoint)
+    runtime = runtime.model_copy(update={"device": str(world.device)})
     sampling = training = runtime.micro_batch
     if sampling is None or training is None:
         sampling, training = micro_batch.choose(
@@ -71,8 +71,7 @@ def assemble(
     policy = DiffusionPolicy(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
-        runtime=replace(runtime, micro_batch=sampling), world=world,
-        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
+        runtime=runtime.model_copy(update={"micro_batch": sampling}), world=world,
     )  # fmt: skip
     policy.try_once()
     budget = Budget(config.budget_unit, config.budget, lambda: policy.nfe)
@@ -86,8 +85,9 @@ def assemble(
         draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
         budget_left=budget.queries_left, micro_batch=training, checkpoint=checkpoint,
     )  # fmt: skip
-    algorithm = cls(context, params)
-    return Assembly(replace(runtime, micro_batch=training), policy, budget, generators, algorithm, own_encoder)
+    algorithm = cls(context, cls.Params(**config.params))
+    settled = runtime.model_copy(update={"micro_batch": training})
+    return Assembly(settled, policy, budget, generators, algorithm, own_encoder)
 
 
 def make_mitigations(texts: Sequence[str], policy: Policy) -> Mitigations:

@@ -5,12 +5,12 @@ Steps are counted in *sampling order*: ``i = 0`` is the noisiest, ``latents[:, i
 of step ``i`` and ``latents[:, i + 1]`` its output.
 """
 
+from overopt_bench.options import SuiteDefaults
 from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
 from overopt_bench.types.metric import Evaluation, Metric, Number
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.reward import Reward
-from overopt_bench.types.schedule import Prediction, Schedule
-from overopt_bench.types.suite import Architecture, Suite, SuiteDefaults
+from overopt_bench.types.suite import Architecture, Suite
 from overopt_bench.types.transition import Transition
 
 __all__ = [

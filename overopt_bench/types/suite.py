@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from overopt_bench.types.schedule import Schedule
+from overopt_bench.options import SuiteDefaults
 from overopt_bench.weights import Repo
-
-if TYPE_CHECKING:
-    pass
 
 
 class Architecture(NamedTuple):
@@ -23,30 +19,6 @@ class Architecture(NamedTuple):
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     text_parameters: int
-
-
-@dataclass(frozen=True)
-class SuiteDefaults:
-    """How a suite samples, adapts and evaluates unless the user says otherwise.
-
-    Attributes:
-        num_steps, guidance_scale, eta: the stochastic sampler of training *and* evaluation.
-        lora_rank, lora_alpha: peft LoRA on to_q, to_k, to_v and to_out.0 of every attention.
-        budget: reward queries of a default run.
-        eval_points: evaluations of a run, the start and the end included.
-        eval_images: images per prompt split and evaluation.
-        precision: of the base model's passes on a GPU; a CPU takes float32.
-    """
-
-    num_steps: int
-    guidance_scale: float
-    eta: float
-    lora_rank: int
-    lora_alpha: int
-    budget: int
-    eval_points: int
-    eval_images: int
-    precision: str = "float32"
 
 
 class Suite(ABC):

@@ -1,0 +1,163 @@
+"""What each command takes, as a model whose fields are its arguments in Python and its options on the command line.
+
+The options of a run are declared in ``options.py`` and those of speed and memory in ``compute/runtime.py``; here stand
+the ones that say how a command is asked, and those of one command alone. ``option`` declares what may be left out;
+``pydantic.Field`` what must be given, or may be given by position (``kw_only=False``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from overopt_bench.compute.runtime import Machine, Runtime
+from overopt_bench.options import BaseModelChoice, Names, RunFolder, RunIdentity, RunSettings, SuiteChoice, option
+
+PROMPT = "What the pictures should show; may be repeated."
+
+
+def argument(metavar: str) -> dict[str, Any]:
+    """Mark a field as an argument of the command line that has no name, for ``json_schema_extra``."""
+    return {"argument": True, "metavar": metavar}
+
+
+class Plugins(BaseModel):
+    """Files that add algorithms, rewards and suites."""
+
+    plugin: Names = option("Python file with own rewards or algorithms; may be repeated.", (), metavar="FILE")
+
+
+class Sources(Plugins):
+    """Where the settings of a run come from, besides the options themselves."""
+
+    set: Names = option(
+        "A parameter of the algorithm; may be repeated. `list` shows all.", (), metavar="NAME=VALUE", fills="params"
+    )
+    prompts: Path | None = option(
+        "Train on the prompts of this file: .txt, .csv, .tsv, .jsonl, .json.", None, source="the suite's", metavar="FILE",
+        fills="train_prompts",
+    )  # fmt: skip
+    prompt_column: str | None = option(
+        "Column of --prompts that holds them.", None, source="prompt, text, caption", metavar="NAME"
+    )
+    preset: Names = option("Named settings, see `list presets`; may be repeated, the later wins.", (), metavar="NAME")
+    config: Path | None = option(
+        "YAML or TOML with these options, or a run's config.json; the command line wins.", None, metavar="FILE"
+    )
+
+
+class Recording(RunFolder):
+    """Where runs are recorded."""
+
+    out: Path = option("Folder of results.", Path("results"), metavar="DIR")
+    tracker: str | None = option("Also log live to tensorboard or wandb.", None, metavar="NAME")
+    take_over: bool = option("Go on in the place of a process that died and still holds the run folder.", False)
+
+
+class RunRequest(Runtime, Recording, Sources, RunSettings, RunIdentity):
+    """What ``run`` takes."""
+
+
+class Grid(BaseModel):
+    """The runs of a sweep: every algorithm on every proxy with every seed."""
+
+    algo: str = Field(description="Algorithms, separated by commas.", json_schema_extra={"metavar": "A,B"})
+    proxy: str = Field(description="Proxy rewards, separated by commas.", json_schema_extra={"metavar": "P,Q"})
+    seeds: str = option("Seeds, such as 0-4 or 0,2,7.", "0-4", fills="seed")
+
+
+class SweepRequest(Runtime, Recording, Sources, RunSettings, Grid):
+    """What ``sweep`` takes."""
+
+
+class BenchRequest(Runtime, Sources, RunSettings):
+    """What ``bench`` takes."""
+
+
+class ReportRequest(BaseModel):
+    """What ``report`` takes."""
+
+    results: Names = Field(
+        (), kw_only=False, description="Run folders or folders of runs. [your own in results]",
+        json_schema_extra=argument("RESULTS"),
+    )  # fmt: skip
+    reference: bool = option("Also draw the repository's own records of the same settings.", False)
+    out: Path = option("Folder of the report.", Path("report"), metavar="DIR")
+
+
+class ListRequest(BaseModel):
+    """What ``list`` takes."""
+
+    what: str | None = Field(
+        None, kw_only=False, description="algorithms, rewards, suites or presets; all where left out.",
+        json_schema_extra=argument("WHAT"),
+    )  # fmt: skip
+
+
+class Run(BaseModel):
+    """A run folder whose policy is drawn from."""
+
+    run: Path = Field(kw_only=False, description="A run folder.", json_schema_extra=argument("RUN"))
+
+
+class Noise(BaseModel):
+    """How many images are drawn of each prompt, and from which noise."""
+
+    count: int = option("Images per prompt.", 4)
+    seed: int = option("Seed of the noise.", 0)
+
+
+class Drawings(Noise, Run):
+    """Images of a trained policy."""
+
+    prompt: Names = Field(kw_only=False, description=PROMPT, json_schema_extra={"metavar": "TEXT"})
+    out: Path = option("Folder of the images.", Path("samples"), metavar="DIR")
+
+
+class SampleRequest(Runtime, Plugins, Drawings):
+    """What ``sample`` takes."""
+
+
+class Comparison(Noise, Run):
+    """A trained policy beside its base model."""
+
+    prompt: Names = Field(
+        (), kw_only=False, description=f"{PROMPT} [the suite's held-out prompts]", json_schema_extra={"metavar": "TEXT"}
+    )
+    reward: Names = Field(
+        (), kw_only=False, description="Reward to ask; may be repeated. [the suite's]",
+        json_schema_extra={"metavar": "NAME"},
+    )  # fmt: skip
+
+
+class EvalRequest(Runtime, Plugins, Comparison):
+    """What ``eval`` takes."""
+
+
+class Pictures(BaseModel):
+    """Pictures from disk, and who judges them."""
+
+    image: Sequence[Path] = Field(
+        kw_only=False, description="Picture files of any size and mode.", json_schema_extra=argument("IMAGE")
+    )
+    reward: Names = Field(
+        kw_only=False, description="Reward to ask; may be repeated.", json_schema_extra={"metavar": "NAME"}
+    )
+    prompt: str = option("What the pictures should show.", "", metavar="TEXT")
+    csv: bool = option("Print CSV instead of a table.", False)
+
+
+class ScoreRequest(Machine, Plugins, SuiteChoice, Pictures):
+    """What ``score`` takes."""
+
+
+class DoctorRequest(Machine, BaseModelChoice):
+    """What ``doctor`` takes."""
+
+    run: Path | None = Field(
+        None, kw_only=False, description="A run folder, to say how and where it was made.",
+        json_schema_extra=argument("RUN"),
+    )  # fmt: skip
