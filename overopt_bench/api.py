@@ -124,10 +124,11 @@ def score(arguments: Arguments) -> Any:
 def bench(arguments: Arguments) -> dict[str, Any]:
     """Measure speed as ratios to the network passes alone."""
     from overopt_bench.commands.bench import bench as measure
+    from overopt_bench.commands.run import announce
     from overopt_bench.commands.settings import read_options
 
     options = read_options(arguments)
-    print(f"suite {options.given['suite']}: {options.suite_reason}")
+    announce(options, [])
     return measure(options)
 
 

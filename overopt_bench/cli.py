@@ -7,7 +7,6 @@ stop the last line is the command that goes on. ``accelerate launch`` and ``torc
 
 from __future__ import annotations
 
-import functools
 import inspect
 import io
 import os
@@ -18,12 +17,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from overopt_bench import api
-from overopt_bench.commands.command import fields, must_be_given, request_of
+from overopt_bench.commands.command import fields, must_be_given, request_of, summary_of
 from overopt_bench.errors import RunError, Stopped, UserError
-from overopt_bench.options import choices, command_line_name, note
+from overopt_bench.options import command_line_name, describe, note
 
 EPILOG = (
     "Exit status: 0 done, 1 a run failed, 2 the input was wrong, 129 stopped by a hangup, 130 by Ctrl-C, 143 by SIGTERM."
@@ -50,7 +48,7 @@ def parameters(model: type[BaseModel]) -> Iterator[inspect.Parameter]:
     """Yield the fields of a command's model as typer's parameters, each None where nothing is given."""
     for name, field in fields(model):
         kind, needed, flag = _kind(field.annotation), must_be_given(field), command_line_name(name)
-        shown: dict[str, Any] = {"metavar": note(field, "metavar"), "help": _help(field), "show_default": False}
+        shown: dict[str, Any] = {"metavar": note(field, "metavar"), "help": describe(field), "show_default": False}
         if note(field, "argument"):
             default = typer.Argument(... if needed else None, **shown)
         else:
@@ -71,36 +69,21 @@ def _kind(annotation: Any) -> Any:
     return GenericAlias(list, inner[:1]) if inner else annotation
 
 
-def _help(field: FieldInfo) -> str:
-    """Return a field's description, what it allows, and in brackets where its value comes from if none is given."""
-    text, allowed, source = str(field.description), choices(field), note(field, "source")
-    if not all(choice in text for choice in allowed):
-        text = f"{text.rstrip('.')}: {', '.join(allowed[:-1])} or {allowed[-1]}."
-    if (
-        source is None
-        and not field.is_required()
-        and not (isinstance(field.default, bool) or field.default in (None, "", ()))
-    ):
-        source = field.default
-    return text if source is None else f"{text} [{source}]"
+def typed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command as a function with the signature that typer reads."""
 
-
-def _typed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command with the signature that typer reads."""
-
-    @functools.wraps(function)
     def call(**given: Any) -> Any:
         return function(**given)
 
     signature = inspect.Signature([*parameters(request_of(function))])
-    vars(call).update(
-        __signature__=signature, __annotations__={p.name: p.annotation for p in signature.parameters.values()}
-    )
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    vars(call).update(__signature__=signature)
+    call.__annotations__ = annotations
     return call
 
 
 for function in COMMANDS:
-    app.command()(_typed(function))
+    app.command(function.__name__, help=summary_of(function))(typed(function))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

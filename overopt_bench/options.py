@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 BudgetUnit = Literal["queries", "nfe", "seconds"]
 Precision = Literal["float32", "bfloat16", "float16"]
-Names = Annotated[Sequence[str], AfterValidator(tuple)]  # any sequence of names, kept as a tuple; may be repeated
+Names = Annotated[  # may be repeated; kept as a tuple, one alone as well
+    Sequence[str], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given), AfterValidator(tuple)
+]
 LARGEST_SEED = 2**63 - 1
 
 
 def option(
     description: str, default: Any = ..., *, source: str | None = None, metavar: str | None = None, later: bool = False,
-    fills: str | None = None, **limits: Any,
+    **limits: Any,
 ) -> Any:  # fmt: skip
     """Declare a field that is an option of commands.
 
@@ -35,10 +37,9 @@ def option(
         metavar: what stands for the value in ``--help``.
         later: whether the field came after the first published results. Such a field counts in a configuration's hash
             only where it differs from its default, so that those results keep their hashes.
-        fills: the field of the configuration that this option's value is read into, where it has another name.
         limits: the range, as ``pydantic.Field`` takes it: ``ge``, ``le``, ``gt``, ``lt``, ``pattern``, ``max_length``.
     """
-    extra: dict[str, Any] = {"source": source, "metavar": metavar, "later": later, "fills": fills}
+    extra: dict[str, Any] = {"source": source, "metavar": metavar, "later": later}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -78,6 +79,17 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     """Return the values that a field of a ``Literal`` type, or of that or None, allows; none for other types."""
     literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
     return tuple(value for kind in literals for value in get_args(kind))
+
+
+def describe(field: FieldInfo) -> str:
+    """Return a field's description, what it allows, and in brackets where its value comes from if none is given."""
+    text, allowed, source = str(field.description), choices(field), note(field, "source")
+    if not all(choice in text for choice in allowed):
+        text = f"{text.rstrip('.')}: {', '.join(allowed[:-1])} or {allowed[-1]}."
+    shows_default = not (field.is_required() or isinstance(field.default, bool) or field.default in (None, "", ()))
+    if source is None and shows_default:
+        source = field.default
+    return text if source is None else f"{text} [{source}]"
 
 
 class PolicySettings(BaseModel):

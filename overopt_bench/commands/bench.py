@@ -17,6 +17,7 @@ from overopt_bench.commands.settings import Options
 from overopt_bench.compute.processes import World
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.diffusion.prompts import Conditioning
+from overopt_bench.errors import UserError
 from overopt_bench.evaluation.evaluator import Evaluator
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
 from overopt_bench.training.build import Assembly, assemble
@@ -38,10 +39,15 @@ def bench(options: Options) -> dict[str, Any]:
         precision: of the base model's passes; the suite's where None, float32 on a CPU.
 
     Returns:
-        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds), the
-        seconds of a default run and the share of them that evaluation takes, and ``gpu_mb``, the most that was
-        allocated on a GPU; ``peak_mb``: resident memory of the process; ``threads``.
+        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds), and
+        ``gpu_mb``, the most that was allocated on a GPU; ``evaluation_share``: of a default run of DDPO; ``peak_mb``:
+        resident memory of the process.
+
+    Raises:
+        UserError: where the budget counts anything but queries.
     """
+    if options.given.get("budget_unit", "queries") != "queries":
+        raise UserError(f"--budget-unit {options.given['budget_unit']}: bench measures seconds a query; leave it out")
     runtime = options.runtime
     world = get_suite(options.given["suite"], runtime.weights, options.given.get("model"))
     proxy = get_reward(PROXY, world)

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from overopt_bench.options import is_option
+from overopt_bench.options import describe, is_option, note
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +56,7 @@ def command(request: Callable[P, BaseModel]) -> Callable[[Callable[[Arguments], 
     """Make a command of a function: its arguments become the fields of a model.
 
     Type checkers take them from the model's constructor, ``inspect.signature`` and ``help`` from its fields, and the
-    command line from both, so that a new field is an argument everywhere without another edit.
+    command line (``cli.py``) too, so that a new field is an argument everywhere without another edit.
 
     Args:
         request: the model, a class. Its fields with ``kw_only=False`` may be given by position.
@@ -71,7 +71,9 @@ def command(request: Callable[P, BaseModel]) -> Callable[[Callable[[Arguments], 
             given = signature.bind(*args, **kwargs).arguments
             return function(Arguments({k: v for k, v in given.items() if v is not None and v != [] and v != ()}))
 
-        vars(call).update(request=model, __signature__=signature)
+        lines = [f"    {name}: {describe(field)}" for name, field in fields(model)]
+        call.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Args:", *lines])
+        vars(call).update(request=model, summary=inspect.getdoc(function), __signature__=signature)
         return call
 
     return decorate
@@ -81,6 +83,11 @@ def request_of(function: Callable[..., Any]) -> type[BaseModel]:
     """Return the model whose fields are a command's arguments."""
     model: type[BaseModel] = vars(function)["request"]
     return model
+
+
+def summary_of(function: Callable[..., Any]) -> str:
+    """Return what a command's help says before its arguments: its docstring without the list of them."""
+    return str(vars(function)["summary"])
 
 
 def must_be_given(field: FieldInfo) -> bool:
@@ -97,6 +104,7 @@ def _parameters(model: type[BaseModel]) -> Iterator[inspect.Parameter]:
     """Yield a model's fields as parameters of a Python function."""
     for name, field in fields(model):
         kind = inspect.Parameter.KEYWORD_ONLY if field.kw_only is not False else inspect.Parameter.POSITIONAL_OR_KEYWORD
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        chosen_elsewhere = field.is_required() or note(field, "source") is not None
+        default = None if chosen_elsewhere else field.get_default(call_default_factory=True)
         default = inspect.Parameter.empty if must_be_given(field) else default
         yield inspect.Parameter(name, kind, default=default, annotation=field.annotation)

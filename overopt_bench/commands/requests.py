@@ -33,12 +33,9 @@ class Plugins(BaseModel):
 class Sources(Plugins):
     """Where the settings of a run come from, besides the options themselves."""
 
-    set: Names = option(
-        "A parameter of the algorithm; may be repeated. `list` shows all.", (), metavar="NAME=VALUE", fills="params"
-    )
+    set: Names = option("A parameter of the algorithm; may be repeated. `list` shows all.", (), metavar="NAME=VALUE")
     prompts: Path | None = option(
         "Train on the prompts of this file: .txt, .csv, .tsv, .jsonl, .json.", None, source="the suite's", metavar="FILE",
-        fills="train_prompts",
     )  # fmt: skip
     prompt_column: str | None = option(
         "Column of --prompts that holds them.", None, source="prompt, text, caption", metavar="NAME"
@@ -66,7 +63,7 @@ class Grid(BaseModel):
 
     algo: str = Field(description="Algorithms, separated by commas.", json_schema_extra={"metavar": "A,B"})
     proxy: str = Field(description="Proxy rewards, separated by commas.", json_schema_extra={"metavar": "P,Q"})
-    seeds: str = option("Seeds, such as 0-4 or 0,2,7.", "0-4", fills="seed")
+    seeds: str = option("Seeds, such as 0-4 or 0,2,7.", "0-4")
 
 
 class SweepRequest(Runtime, Recording, Sources, RunSettings, Grid):
@@ -81,7 +78,7 @@ class ReportRequest(BaseModel):
     """What ``report`` takes."""
 
     results: Names = Field(
-        (), kw_only=False, description="Run folders or folders of runs. [your own in results]",
+        default=(), kw_only=False, description="Run folders or folders of runs. [your own in results]",
         json_schema_extra=argument("RESULTS"),
     )  # fmt: skip
     reference: bool = option("Also draw the repository's own records of the same settings.", False)
@@ -92,7 +89,7 @@ class ListRequest(BaseModel):
     """What ``list`` takes."""
 
     what: str | None = Field(
-        None, kw_only=False, description="algorithms, rewards, suites or presets; all where left out.",
+        default=None, kw_only=False, description="algorithms, rewards, suites or presets; all where left out.",
         json_schema_extra=argument("WHAT"),
     )  # fmt: skip
 
@@ -125,10 +122,13 @@ class Comparison(Noise, Run):
     """A trained policy beside its base model."""
 
     prompt: Names = Field(
-        (), kw_only=False, description=f"{PROMPT} [the suite's held-out prompts]", json_schema_extra={"metavar": "TEXT"}
+        default=(),
+        kw_only=False,
+        description=f"{PROMPT} [the suite's held-out prompts]",
+        json_schema_extra={"metavar": "TEXT"},
     )
     reward: Names = Field(
-        (), kw_only=False, description="Reward to ask; may be repeated. [the suite's]",
+        default=(), kw_only=False, description="Reward to ask; may be repeated. [the suite's]",
         json_schema_extra={"metavar": "NAME"},
     )  # fmt: skip
 
@@ -158,6 +158,6 @@ class DoctorRequest(Machine, BaseModelChoice):
     """What ``doctor`` takes."""
 
     run: Path | None = Field(
-        None, kw_only=False, description="A run folder, to say how and where it was made.",
+        default=None, kw_only=False, description="A run folder, to say how and where it was made.",
         json_schema_extra=argument("RUN"),
     )  # fmt: skip
