@@ -53,8 +53,8 @@ class RunConfig(RunFolder, RunSettings, RunIdentity):
 
         Fields that came after the first results count only where they are used, so those keep their hash.
         """
-        later = {name for name, field in RunConfig.model_fields.items() if note(field, "later")}
-        unused = {name for name in later if getattr(self, name) == RunConfig.model_fields[name].get_default()}
+        fields = type(self).model_fields
+        unused = {k for k, field in fields.items() if note(field, "later") and getattr(self, k) == field.get_default()}
         content = self.model_dump(mode="json", exclude=unused)
         skip = memory_only(self.algo)
         content["params"] = {k: v for k, v in content["params"].items() if k not in skip}

@@ -7,12 +7,15 @@ that wait for each other's cores make everything several times slower.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_train import FakeTrain
 from filelock import FileLock
 
+import overopt_bench.training
 from overopt_bench import plugins, registry
 
 TINY = Path(__file__).parent / "plugins" / "tiny.py"
@@ -68,3 +71,14 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
         if not folder.exists():
             make_tiny_checkpoints(shared / "tiny_weights.part").rename(folder)
     return folder
+
+
+@pytest.fixture
+def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
+    """Training that only notes what it is given, in an empty working directory."""
+    fake = FakeTrain()
+    monkeypatch.setitem(sys.modules, "overopt_bench.training.loop", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(overopt_bench.training, "loop", fake, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVEROPT_BENCH_DEBUG", raising=False)
+    return fake

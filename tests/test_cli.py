@@ -9,58 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from fake_runs import write_run
+from fake_train import RUN, SWEEP, FakeTrain
 
-import overopt_bench.training
 from overopt_bench import api, cli
 from overopt_bench.commands import settings as prepare
-from overopt_bench.config import RunConfig
 from overopt_bench.errors import RunError, UserError
-
-RUN = ["run", "--algo", "climb", "--proxy", "darkness", "--suite", "tiny", "--device", "cpu"]
-SWEEP = [
-    "sweep",
-    "--algo",
-    "climb,slide",
-    "--proxy",
-    "darkness",
-    "--seeds",
-    "0-1",
-    "--suite",
-    "tiny",
-    "--device",
-    "cpu",
-]
-
-
-class FakeTrain:
-    """Stands for ``overopt_bench.training.loop``: notes what it was given and writes a complete run."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[RunConfig, dict[str, Any]]] = []
-        self.error: BaseException | None = None
-
-    def run(self, config: RunConfig, **rest: Any) -> Path:
-        self.calls.append((config, rest))
-        if self.error is not None:
-            raise self.error
-        folder = config.folder(rest["out"])
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"config_hash": config.config_hash()}))
-        (folder / "status.json").write_text(json.dumps({"state": "complete"}))
-        return folder
-
-
-@pytest.fixture
-def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
-    fake = FakeTrain()
-    monkeypatch.setitem(sys.modules, "overopt_bench.training.loop", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(overopt_bench.training, "loop", fake, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OVEROPT_BENCH_DEBUG", raising=False)
-    return fake
 
 
 def test_run_passes_on_what_was_asked(train: FakeTrain, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import typer
+from fake_train import RUN, SWEEP, FakeTrain
 from pydantic import BaseModel
-from test_cli import RUN, SWEEP, FakeTrain, train
 from typer.testing import CliRunner
 
 from overopt_bench import api, cli
@@ -25,7 +25,6 @@ from overopt_bench.config import RunConfig, resolve
 from overopt_bench.errors import UserError
 from overopt_bench.options import Names, RunSettings, arguments, choices, option
 
-__all__ = ["train"]  # the fixture
 ROOT = Path(__file__).parent.parent
 OTHER_NAMES = {"params": "set", "train_prompts": "prompts"}  # options whose text is read into a field
 HELD = {**RunConfig.model_fields, **Runtime.model_fields}
@@ -72,7 +71,7 @@ def other_values() -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("start", [RUN, SWEEP], ids=["run", "sweep"])
-@pytest.mark.parametrize(("name", "value"), other_values(), ids=[name for name, _ in other_values()])
+@pytest.mark.parametrize(("name", "value"), [*other_values()], ids=[name for name, _ in other_values()])
 def test_every_option_reaches_its_place(
     start: list[str], name: str, value: Any, train: FakeTrain, tmp_path: Path
 ) -> None:
