@@ -36,8 +36,8 @@ def test_figures_tables_and_page_are_made(results: Path, tmp_path: Path) -> None
     index = build_report([results], tmp_path / "report")
     names = {p.stem for p in (tmp_path / "report" / "figures").glob("*.png")}
     assert names == {
-        "proxy_and_gold_against_queries", "gold_against_proxy", "proxy_and_gold_against_kl", "cross_rewards", "diversity",
-        "dormant_aesthetic", "stills_aesthetic",
+        "proxy_and_gold_against_queries", "gold_against_proxy", "proxy_and_gold_against_kl", "cross_rewards",
+        "metric_kl", "metric_diversity", "dormant_aesthetic", "stills_aesthetic",
     }  # fmt: skip
     assert names == {p.stem for p in (tmp_path / "report" / "figures").glob("*.pdf")}
     for suffix in (".csv", ".md", ".tex"):

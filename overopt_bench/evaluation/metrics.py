@@ -32,10 +32,11 @@ class KL(Metric):
     """
 
     name = "kl"
+    title = "Distance from the base model"
     numbers = (
         Number("path_kl", "Path KL to the base model", "nats"),
         Number("path_kl_without_last_two", "Path KL without the last two steps", "nats"),
-        Number("sqrt_kl", "Distance from the base model", "sqrt(path KL), sqrt(nats)"),
+        Number("sqrt_kl", "Square root of the path KL", "sqrt(nats)"),
     )
 
     def __call__(self, seen: Evaluation) -> Mapping[str, Tensor | float]:

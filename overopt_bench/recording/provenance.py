@@ -94,8 +94,8 @@ def provenance(
 def _foreign_metrics() -> dict[str, Any]:
     """Write down what the numbers of other people's metrics mean, for a report that does not have their code."""
     foreign = [cls for cls in metrics.in_order() if is_foreign(cls)]
-    numbers = {cls.name: [asdict(number) for number in cls.numbers] for cls in foreign}
-    return {"metrics": numbers} if numbers else {}
+    described = {cls.name: {"title": cls.title, "numbers": [asdict(n) for n in cls.numbers]} for cls in foreign}
+    return {"metrics": described} if described else {}
 
 
 def resume_command(

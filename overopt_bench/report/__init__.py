@@ -15,6 +15,7 @@ from overopt_bench.report.filmstrip import filmstrips, stills
 from overopt_bench.report.groups import Group, group_runs, with_styles
 from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
+from overopt_bench.report.measured import measured, metrics_table
 from overopt_bench.report.reference import reference_runs, with_reference
 from overopt_bench.report.verdicts import findings, verdicts
 
@@ -22,6 +23,10 @@ TABLE_NOTE = (
     "Mean over seeds with its 95 % t interval in brackets; a single seed has none. Peaks are located on one half of the images"
     " and read on the other. Matched columns: where each algorithm first reaches the smallest final"
     " proxy, or path KL, of all."
+)
+METRICS_NOTE = (
+    "Everything that evaluations measure besides the rewards: mean over seeds with its 95 % t interval in brackets; a"
+    " single seed has none. The change is that of each seed from its own start."
 )
 SCALING_NOTE = (
     "The forms of Gao et al. (2022) by least squares, seed by seed, for gold over the base model. The logarithmic form does"
@@ -77,6 +82,8 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
         ("Beside the reference records", "beside_reference", REFERENCE_NOTE, tables.reference_table(group)),
         ("Training prompts", "summary_train", TABLE_NOTE, tables.summary_table(group, "train")),
         ("Held-out prompts", "summary_heldout", TABLE_NOTE, tables.summary_table(group, "heldout")),
+        ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
+        ("Metrics, held-out prompts", "metrics_heldout", METRICS_NOTE, metrics_table(group, "heldout")),
         ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
         ("Gold against d = sqrt(path KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
     ):
@@ -99,7 +106,8 @@ def _figures(group: Group, folder: Path) -> list[tuple[str, Path]]:
     draw("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", curves.against_kl(group))
     cross = tables.cross_table(group)
     draw("Trained on, scored by", "cross_rewards", figures.cross_rewards(group, cross) if cross else None)
-    draw("Diversity", "diversity", curves.diversity(group))
+    for metric in measured(group):
+        draw(metric.title, f"metric_{metric.name}", curves.metric(group, metric))
     for proxy in group.proxies():
         draw(f"Dormant critic neurons, trained on {proxy}", f"dormant_{proxy}", figures.dormant(group, proxy))
         if images := stills(group, proxy):

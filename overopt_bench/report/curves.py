@@ -1,4 +1,4 @@
-"""Figures of curves: proxy, golds and diversity along the budget and along the distance from the base model.
+"""Figures of curves: proxy, golds and every metric along the budget and along the distance from the base model.
 
 They draw what was recorded and compute nothing but means over seeds.
 """
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from overopt_bench.report.groups import Group
 from overopt_bench.report.layout import label_x, legend, legend_label, panels_per_proxy
 from overopt_bench.report.load import Run
+from overopt_bench.report.measured import Measured
 from overopt_bench.report.statistics import Array
 
 BANDS = "bands: least and greatest seed; without a band: a single seed"
@@ -113,13 +114,15 @@ def _figure(
     return figure
 
 
-def diversity(group: Group) -> Figure:
-    """How unlike the images of one prompt still are."""
-    figure, axes, columns = panels_per_proxy(group, 1, "Diversity within a prompt")
-    for proxy, (ax,) in columns.items():
-        _lines(ax, group, proxy, "queries", "train/diversity")
-        ax.set_xlabel("reward queries", fontsize=8)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("mean pairwise CLIP cosine distance", fontsize=8)
+def metric(group: Group, shown: Measured) -> Figure:
+    """A metric's numbers along the budget, a panel for each, by the names that their metric gives them."""
+    figure, axes, columns = panels_per_proxy(group, len(shown.numbers), shown.title)
+    for proxy, own in columns.items():
+        for ax, (key, number) in zip(own, shown.numbers.items(), strict=True):
+            heading = [] if number.title == shown.title else [number.title]
+            direction = [f"({number.better} is better)"] if number.better else []
+            ax.set_ylabel("\n".join([*heading, *filter(None, [number.unit]), *direction]), fontsize=8)
+            _lines(ax, group, proxy, "queries", key)
+        label_x(own, "reward queries", len(columns))
     legend(figure, axes, BANDS + (THIN if group.reference else ""))
     return figure

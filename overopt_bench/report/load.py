@@ -49,6 +49,18 @@ class Run:
         """Where the run's first numbers came from; empty where nothing was recorded."""
         return self.sessions[0] if self.sessions else {}
 
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """What the sessions say of other people's metrics, by the metric's name."""
+        said = [session.get("metrics") for session in self.sessions]
+        pairs = [pair for metrics in said if isinstance(metrics, dict) for pair in metrics.items()]
+        return {name: described for name, described in pairs if isinstance(described, dict)}
+
+    def key(self, split: str, number: str) -> str | None:
+        """The name that the record gives a metric's number, or its mean over images; None where it has neither."""
+        rows, name = self.of("eval"), f"{split}/{number}"
+        return next((key for key in (name, f"{name}/mean") if any(row.get(key) is not None for row in rows)), None)
+
     def of(self, event: str) -> list[dict[str, Any]]:
         """Events of one kind, in order."""
         return [e for e in self.events if e["event"] == event]

@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+Better = Literal["higher", "lower"]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -52,7 +54,7 @@ class Number:
     name: str
     title: str
     unit: str = ""
-    better: Literal["higher", "lower"] | None = None
+    better: Better | None = None
 
 
 class Metric(ABC):
@@ -64,10 +66,12 @@ class Metric(ABC):
 
     Class attributes:
         name: the registry's name; messages call it so.
+        title: of its figure; the title of its first number where it is empty.
         numbers: what it may give. The names of the evaluated rewards are allowed besides.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     numbers: ClassVar[tuple[Number, ...]] = ()
 
     @abstractmethod
