@@ -69,6 +69,7 @@ class GRPO(Algorithm):
     summary = "group-relative policy optimization; window: noise in few steps; ratio=guard: GRPO-Guard"
     paper = "2505.07818"
     Params = GRPOParams
+    hooks = frozenset({"reward", "advantages", "loss"})
     params: GRPOParams
 
     def __init__(self, ctx: TrainContext, params: GRPOParams) -> None:
@@ -88,11 +89,15 @@ class GRPO(Algorithm):
         steps = self.draw_steps()  # [n], those that are trained
         eta = None if params.window is None else self.window_eta(steps)
         with torch.no_grad():
-            trajectory = policy.rollout(prompts, self.ctx.generators["sampling"], eta=eta)
+            trajectory = policy.rollout(
+                prompts, self.ctx.generators["sampling"], eta=eta,
+                with_kl=self.ctx.mitigations.reads_kl("reward", "advantages"),
+            )  # fmt: skip
             rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
+            learned = self.ctx.mitigations.reward(rewards, trajectory)  # [N]
 
         # 2. A_k = (r_k - mean of the group) / deviation, used at every trained step of the chain
-        advantages = group_advantages(rewards, min(params.images_per_prompt, len(prompts)), params.advantage_scale)
+        advantages = group_advantages(learned, min(params.images_per_prompt, len(prompts)), params.advantage_scale)
         mean, deviation = moments(rewards)
         metrics = {
             "proxy/mean": mean,
@@ -100,6 +105,8 @@ class GRPO(Algorithm):
             "advantage_spread": moments(advantages)[1],
             "zero_spread_prompts": zero_spread_share(advantages, prompts),
         }
+        advantages = advantages[:, None].expand(-1, policy.num_steps)  # [N, T]
+        advantages = self.ctx.mitigations.advantages(advantages, trajectory)
         advantages = advantages.clamp(-params.advantage_clip, params.advantage_clip)
 
         # 3. clipped updates; Guard's means are taken before the first one, so that they are the sampling policy's
@@ -111,7 +118,7 @@ class GRPO(Algorithm):
             means_old = [self.means(x[b], b[1], text, eta) for b, text in zip(batches, texts, strict=True)]
         records = []
         for (sample, step), text, means in zip(batches, texts, means_old, strict=True):
-            old, advantage = trajectory.log_probs[sample, step], advantages[sample]
+            old, advantage = trajectory.log_probs[sample, step], advantages[sample, step]
             row = self.updater.step(
                 x[sample, step], x_next[sample, step], step, text, old, advantage, eta=eta, means_old=means
             )

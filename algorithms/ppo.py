@@ -105,7 +105,7 @@ class PolicyUpdater:
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:  # score function
                 loss = -advantages[part] * log_probs
-            rows = TransitionRows(self.policy, transition, x[part], step[part], words)
+            rows = TransitionRows(self.policy, transition, x[part], step[part], words, eta)
             # divided as the log-probabilities are, so that a nat weighs the same against an advantage
             loss = loss + self.reduce(self.mitigations.penalty(rows))
             self.optimizer.backward_part(loss.sum() / total)

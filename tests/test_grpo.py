@@ -141,7 +141,7 @@ def test_window_alone_has_noise_and_gradient(ratio: str) -> None:
     algorithm = build(steps=5, window=2, ratio=ratio, updates_per_epoch=1)
     spy = Spy(algorithm, "draw_steps")
     rollout, etas = algorithm.ctx.policy.rollout, []
-    algorithm.ctx.policy.rollout = lambda *a, eta: etas.append(eta) or rollout(*a, eta=eta)  # type: ignore[method-assign, func-returns-value]
+    algorithm.ctx.policy.rollout = lambda *a, eta, **k: etas.append(eta) or rollout(*a, eta=eta, **k)  # type: ignore[method-assign, func-returns-value]
     gradient = first_gradient(algorithm)
     inside = gradient.abs().sum(1) > 0
     assert len(spy.calls) == 1 and inside.sum() == 2 and inside[:4].any()

@@ -12,10 +12,11 @@ from toy_policy import Spy, ToyPolicy, ToyProxy, context
 
 from overopt_bench.algorithms.alignprop import AlignProp
 from overopt_bench.algorithms.ddpo import DDPO
+from overopt_bench.algorithms.grpo import GRPO
 from overopt_bench.algorithms.tdpo import TDPO
 from overopt_bench.compute.optimizer import Optimizer
 from overopt_bench.mitigations.kl import KL
-from overopt_bench.types import Algorithm, Mitigations, Transition
+from overopt_bench.types import Algorithm, Mitigations, Transition, step_kl
 
 STD, BETA = 0.5, 0.3
 HUGE = 1e9  # a norm that clips nothing
@@ -23,6 +24,15 @@ START = [[0.2, -0.1], [0.3, 0.4], [-0.2, 0.1]]  # shifts of the three steps; the
 PPO = {
     "samples_per_epoch": 6, "images_per_prompt": 3, "stats_buffer": 3, "stats_min_count": 3, "lr": 1e-9,
     "max_grad_norm": HUGE, "clip_range": 0.2, "log_prob_reduction": "sum",
+}  # fmt: skip
+SETTINGS: dict[type[Algorithm], dict[str, Any]] = {
+    DDPO: PPO,
+    TDPO: PPO,
+    GRPO: {**{k: v for k, v in PPO.items() if not k.startswith("stats")}, "skip_last_steps": 0},
+    AlignProp: {"batch_size": 8, "lr": 1e-9, "max_grad_norm": HUGE, "loss_coefficient": 1.0},
+}
+ONE_UPDATE: dict[type[Algorithm], dict[str, Any]] = {
+    DDPO: {"updates_per_epoch": 1}, TDPO: {"batch_size": 6}, GRPO: {"updates_per_epoch": 1, "window": 2}
 }  # fmt: skip
 
 
@@ -82,11 +92,11 @@ def surrogate(call: tuple[Any, ...], shift: Tensor, beta: float, divisor: float 
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("kind", [DDPO, TDPO])
+@pytest.mark.parametrize("kind", [DDPO, TDPO, GRPO])
 def test_gradient_of_an_update_with_the_penalty_in_the_loss(kind: type[Algorithm], reduction: str) -> None:
-    own = {"updates_per_epoch": 1} if kind is DDPO else {"batch_size": 6}
     policy = bending()
-    algorithm = make(kind, policy, kl={"beta": BETA}, **{**PPO, **own, "log_prob_reduction": reduction})
+    settings = {**SETTINGS[kind], **ONE_UPDATE[kind], "log_prob_reduction": reduction}
+    algorithm = make(kind, policy, kl={"beta": BETA}, **settings)
     spy = Spy(algorithm.updater, "step")
     found = first_gradient(algorithm)
     divisor = 2 if reduction == "mean" else 1
@@ -112,10 +122,8 @@ def chain_objective(noise: Tensor, shift: Tensor, beta: float) -> Tensor:
 @pytest.mark.parametrize("grad_steps", [3, 2])
 def test_gradient_through_the_chain(where: str, grad_steps: int) -> None:
     """Of the last steps, whose KL also depends on the steps before; the truncated ones are constants."""
-    policy, params = bending(), {"truncation": "fixed", "grad_steps": grad_steps, "batch_size": 8, "lr": 1e-9}
-    algorithm = make(
-        AlignProp, policy, kl={"beta": BETA, "where": where}, max_grad_norm=HUGE, loss_coefficient=1.0, **params
-    )
+    policy, settings = bending(), {**SETTINGS[AlignProp], "truncation": "fixed", "grad_steps": grad_steps}
+    algorithm = make(AlignProp, policy, kl={"beta": BETA, "where": where}, **settings)
     noise = policy.draw_noise(8, Generator().manual_seed(0))  # as the algorithm draws it
     found = first_gradient(algorithm)
     kept = torch.tensor(START).double()
@@ -214,6 +222,17 @@ def test_in_the_reward_it_comes_before_advantages_and_the_record_keeps_the_proxy
     assert algorithm.ctx.mitigations.take_metrics(policy.world) == {"mitigation/kl/reward": 0.0}
 
 
+def test_a_window_of_noise_has_a_kl_in_the_window_alone() -> None:
+    """GRPO's window of two steps in three: the third is deterministic, and nothing of it is in the penalty."""
+    policy = bending()
+    algorithm = make(GRPO, policy, kl={"beta": BETA, "where": "reward"}, **{**SETTINGS[GRPO], "window": 2})
+    seen = Spy(algorithm.ctx.mitigations.members[0], "reward")
+    algorithm.step()
+    _, chains = seen.calls[0]
+    kl = step_kl(chains)
+    assert ((kl == 0).sum(1) == 1).all() and ((kl > 0).sum(1) == 2).all() and torch.isnan(chains.kl).any()
+
+
 def shares(steps: int) -> Tensor:
     """How much of each step's shift arrives in the image: the chain halves it at every later step."""
     return 0.5 ** torch.arange(steps - 1, -1, -1, dtype=torch.float64)
@@ -249,9 +268,9 @@ def test_the_penalised_optimum_of_the_toy_is_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "reward"])
-@pytest.mark.parametrize("kind", [DDPO, TDPO, AlignProp])
+@pytest.mark.parametrize("kind", list(SETTINGS))
 def test_beta_0_changes_no_bit_and_costs_no_pass(kind: type[Algorithm], where: str) -> None:
-    params = {**PPO, "lr": 0.1} if kind is not AlignProp else {"batch_size": 8, "lr": 0.1}
+    params = {**SETTINGS[kind], "lr": 0.1}
     runs = []
     for kl in (None, {"beta": 0.0, "where": where}):
         policy = bending()
@@ -267,14 +286,14 @@ def test_beta_0_changes_no_bit_and_costs_no_pass(kind: type[Algorithm], where: s
     [
         (DDPO, "loss", 6 * 3), (DDPO, "reward", 6 * 3), (DDPO, "both", 2 * 6 * 3),
         (TDPO, "loss", 6 * 3), (TDPO, "reward", 6 * 3), (TDPO, "both", 2 * 6 * 3),
+        (GRPO, "loss", 6 * 3), (GRPO, "reward", 6 * 3), (GRPO, "both", 2 * 6 * 3),
         (AlignProp, "loss", 8 * 3), (AlignProp, "reward", 8 * 3),
     ],
 )  # fmt: skip
 def test_the_base_models_passes_count(kind: type[Algorithm], where: str, passes: int) -> None:
-    params = PPO if kind is not AlignProp else {"batch_size": 8}
     spent = []
     for kl in (None, {"beta": BETA, "where": where}):
         policy = bending()
-        make(kind, policy, kl=kl, **params).step()
+        make(kind, policy, kl=kl, **SETTINGS[kind]).step()
         spent.append(policy.nfe)
     assert spent[1] - spent[0] == passes

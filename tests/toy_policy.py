@@ -133,9 +133,11 @@ class ToyPolicy:
             noisy = bool((self.schedule.eta if eta is None else eta)[i] > 0)
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
                 step = self.transition(x, steps, prompts, eta=eta)
-                if with_kl:
+                if with_kl and noisy:
                     with self.base():
                         kl.append(step.kl(self.transition(x, steps, prompts, eta=eta)))
+                elif with_kl:
+                    kl.append(torch.full_like(x[:, 0, 0, 0], torch.nan))
                 x = step.sample(noise[i + 1])
             log_probs.append(step.log_prob(x).detach() if noisy else torch.full_like(x[:, 0, 0, 0], torch.nan).detach())
             latents.append(x.detach())
@@ -160,16 +162,16 @@ class ToyProxy:
 
 
 class Spy:
-    """Wraps a method and keeps what it was called with."""
+    """Wraps a method and keeps what it was called with by position."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self._method = getattr(owner, name)
         setattr(owner, name, self)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **named: Any) -> Any:
         self.calls.append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args))
-        return self._method(*args)
+        return self._method(*args, **named)
 
     def joined(self, k: int) -> Tensor:
         return torch.cat([call[k] for call in self.calls])

@@ -180,9 +180,11 @@ class DiffusionPolicy:
         # chain by chain, so that micro-batches of any size draw the same noise
         return torch.randn((n, self.num_steps + 1, *self.latent_shape), generator=generator).transpose(0, 1)
 
-    def rollout(self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None) -> Trajectory:
+    def rollout(
+        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False
+    ) -> Trajectory:
         """Draw one image per prompt from the generator's noise; see ``types.Policy``."""
-        return self.sample(self.draw_noise(len(prompts), generator), prompts, eta=eta)[0]
+        return self.sample(self.draw_noise(len(prompts), generator), prompts, eta=eta, with_kl=with_kl)[0]
 
     @torch.no_grad()
     def sample(

@@ -99,12 +99,14 @@ class ChainRows:
 def step_kl(trajectory: Trajectory) -> Tensor:
     """Return the exact KL to the base model of each step of each chain: ``[B, T]``, in nats.
 
+    A deterministic step has none, for its KL would be 0 or infinite; it counts 0 beside the steps that have noise.
+
     Raises:
         ValueError: where the chains were drawn without their KL; a mitigation that reads it says ``reads_kl = True``.
     """
     if trajectory.kl is None:
         raise ValueError("the chains were drawn without their KL; set `reads_kl = True` on the mitigation's class")
-    return trajectory.kl
+    return trajectory.kl.masked_fill(trajectory.log_probs.isnan(), 0.0)  # both are NaN at deterministic steps
 
 
 class Mitigation:
