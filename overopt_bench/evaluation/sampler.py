@@ -56,10 +56,9 @@ class PolicySampler:
         base: draw with the base model instead, which is the policy without its adapter.
     """
 
-    lacks_kl = None
-
     def __init__(self, policy: DiffusionPolicy, *, base: bool = False) -> None:
         self.policy, self.base = policy, base
+        self.lacks_kl = "this is the base model" if base else None
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
