@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from overopt_bench.diffusion import prompts as conditioning
-from overopt_bench.diffusion.prompts import PromptEncoder
+from overopt_bench.diffusion.policy import DiffusionPolicy
+from overopt_bench.diffusion.prompts import Conditioning, PromptEncoder
 from overopt_bench.registry import get_suite
 
 
@@ -52,3 +54,22 @@ def test_embeddings_do_not_depend_on_what_is_kept(monkeypatch: pytest.MonkeyPatc
     forgetful = PromptEncoder(pipeline, torch.device("cpu"), 32)
     assert torch.equal(torch.cat([forgetful([prompt]).embeds for prompt in prompts]), kept)
     assert not forgetful._known
+
+
+def test_prompts_are_encoded_once_for_a_whole_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With guidance and the base model's passes too, and once for each micro-batch."""
+    policy = DiffusionPolicy(
+        get_suite("mini").pipeline(), num_steps=3, guidance_scale=2.0, eta=1.0, lora_rank=1, lora_alpha=1, seed=0
+    )
+    policy.micro_batch = 2
+    encoded: list[list[str]] = []
+    encode = PromptEncoder.__call__
+
+    def counted(self: PromptEncoder, prompts: Sequence[str]) -> Conditioning:
+        encoded.append(list(prompts))
+        return encode(self, prompts)
+
+    monkeypatch.setattr(PromptEncoder, "__call__", counted)
+    noise = torch.randn((4, 3, *policy.latent_shape), generator=torch.Generator().manual_seed(0))
+    policy.sample(noise, ["fox", "owl", "hen"], with_kl=True)
+    assert encoded == [["fox", "owl"], [""], ["hen"], [""]]

@@ -224,6 +224,7 @@ def test_a_graph_stays_that_of_the_model_it_was_made_under() -> None:
         torch.testing.assert_close(outside, inside, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_changes_its_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With dynamo's capture and guards; code generation, which takes minutes, is left out."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

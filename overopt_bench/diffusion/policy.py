@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,14 +230,13 @@ class DiffusionPolicy:
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
         with_kl: bool = False, eta: Tensor | None = None,
     ) -> Trajectory:  # fmt: skip
-        context = self.network.condition(prompts)
-        x = noise[0]
+        x, context = noise[0], self.network.condition(prompts)  # prompts are encoded once, not every step
         latents, log_probs, kl = [x], [], []
         for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
             steps = torch.full((len(prompts),), i, device=self.device)
             undefined = x.new_full((len(prompts),), torch.nan)  # a deterministic step has neither density nor KL
             with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                step = self._transition(x, steps, context, eta, whole)
+                step = replace(self._transition(x, steps, context, eta, whole), noisy=own_eta > 0)
                 x_next = step.sample(noise[i + 1])
                 if with_kl and own_eta > 0:
                     with self.base():
