@@ -258,7 +258,7 @@ class DiffusionPolicy:
         """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1], float32; differentiable."""
         return self._decoder(latents)
 
-    def adapter(self) -> dict[str, Tensor]:
+    def adapter_state(self) -> dict[str, Tensor]:
         """The adapter's weights by peft's names; the tensors are the parameters' own memory.
 
         Raises:
@@ -273,7 +273,7 @@ class DiffusionPolicy:
         Raises:
             FloatingPointError: where a weight of the adapter is not finite.
         """
-        return {**self.adapter(), **self.copies.state_dict()}
+        return {**self.adapter_state(), **self.copies.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the adapter's weights and its copies; a state without copies leaves none."""
@@ -287,7 +287,7 @@ class DiffusionPolicy:
         Raises:
             OSError: where it cannot be written. FloatingPointError: where a weight is not finite.
         """
-        write_lora(folder, self.adapter(), rank=self.lora_rank, alpha=self.lora_alpha, targets=LORA_TARGETS)
+        write_lora(folder, self.adapter_state(), rank=self.lora_rank, alpha=self.lora_alpha, targets=LORA_TARGETS)
 
     def load_adapter(self, folder: Path) -> None:
         """Read what ``save_adapter`` wrote for a policy of the same rank and alpha.
@@ -296,7 +296,7 @@ class DiffusionPolicy:
             UserError: where there is none, or it is damaged or of another shape.
             FloatingPointError: where a weight is not finite.
         """
-        state, own = read_lora(folder), self.adapter()
+        state, own = read_lora(folder), self.adapter_state()
         if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in own.items()}:
             raise UserError(f"{folder} holds no adapter of rank {self.lora_rank} for this base model")
         self.load_state_dict(finite(state))
