@@ -41,7 +41,7 @@ class RunConfig(RunFolder, RunSettings, RunIdentity):
         """Where the run is recorded: ``out/suite[-model]/proxy/algo[+mitigation]/seedN[-tag]``."""
         suite = self.suite + (f"-{_file_name(self.model)}" if self.model else "")
         run = f"seed{self.seed}" + (f"-{self.tag}" if self.tag else "")
-        algo = "+".join([self.algo, *self.mitigation]).replace(":", "-")
+        algo = _file_name("+".join([self.algo, *self.mitigation]), also="+=,")
         return out / suite / self.proxy.replace(":", "-") / algo / run
 
     def training_prompts(self, suite: Suite) -> tuple[str, ...]:
@@ -61,13 +61,18 @@ class RunConfig(RunFolder, RunSettings, RunIdentity):
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _file_name(model: str) -> str:
-    """A folder's name for a model: its words, and where they are too long their end and a hash of all."""
-    name = re.sub(r"[^\w.]+", "-", model).strip("-")
+def _file_name(text: str, also: str = "") -> str:
+    """Return a folder's name for a text: its words, and where they are too long their end and a hash of all.
+
+    Args:
+        text: a model's name or path, or an algorithm with its mitigations.
+        also: signs that stay what they are.
+    """
+    name = re.sub(rf"[^\w.{also}]+", "-", text).strip("-")
     if len(os.fsencode(name)) <= LONGEST_NAME:
         return name
     end = os.fsencode(name)[-LONGEST_NAME // 2 :].decode(errors="ignore")
-    return f"{hashlib.sha256(os.fsencode(model)).hexdigest()[:12]}-{end}"
+    return f"{hashlib.sha256(os.fsencode(text)).hexdigest()[:12]}-{end}"
 
 
 def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
