@@ -177,8 +177,7 @@ class DiffusionPolicy:
             raise UserError(f"the base model draws an image that is not finite{advice}")
 
     def draw_noise(self, n: int, generator: Generator) -> Tensor:
-        """Noise of n chains ``[T+1, n, C, h, w]`` on the CPU; see ``types.Policy``."""
-        # chain by chain, so that micro-batches of any size draw the same noise
+        """Noise of n chains ``[T+1, n, C, h, w]`` on the CPU, the same for micro-batches of any size; see ``types.Policy``."""
         return torch.randn((n, self.num_steps + 1, *self.latent_shape), generator=generator).transpose(0, 1)
 
     def rollout(
@@ -230,7 +229,7 @@ class DiffusionPolicy:
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
         with_kl: bool = False, eta: Tensor | None = None,
     ) -> Trajectory:  # fmt: skip
-        x, context = noise[0], self.network.condition(prompts)  # prompts are encoded once, not every step
+        context, x = self.network.condition(prompts), noise[0]
         latents, log_probs, kl = [x], [], []
         for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
             steps = torch.full((len(prompts),), i, device=self.device)
