@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from toy_policy import context
+from toy_policy import PROMPTS, context
 
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
 from overopt_bench.types import Algorithm
 
-STEPS, IMAGES = 3, 64
+STEPS = 3
 
 
 class Redness:
@@ -25,21 +25,17 @@ class Redness:
         return (images[:, 0] - (images[:, 1] + images[:, 2]) / 2).flatten(1).mean(1)
 
 
-def mini_policy(seed: int = 0, guidance_scale: float = 1.0) -> DiffusionPolicy:
-    return DiffusionPolicy(
-        get_suite("mini").pipeline(), num_steps=STEPS, guidance_scale=guidance_scale, eta=1.0, lora_rank=4, lora_alpha=4,
-        seed=seed,
-    )  # fmt: skip
-
-
 def climb(cls: type[Algorithm], epochs: int, **params: Any) -> tuple[float, float]:
-    """Train for some epochs; the reward's mean before and after, on the same noise, and with the suite's sampler."""
-    policy, redness = mini_policy(), Redness()
-    algorithm = cls(context(policy, proxy=redness), cls.Params(**params))  # type: ignore[arg-type]
+    """Train for some epochs; the reward's mean before and after, on the same noise and with the suite's sampler."""
+    policy: Any = DiffusionPolicy(
+        get_suite("mini").pipeline(), num_steps=STEPS, guidance_scale=1.0, eta=1.0, lora_rank=4, lora_alpha=4, seed=0
+    )
+    proxy: Any = Redness()
+    algorithm = cls(context(policy, proxy=proxy), cls.Params(**params))
 
     def mean() -> float:
-        prompts = ["fox"] * IMAGES
-        return redness(policy.rollout(prompts, torch.Generator().manual_seed(1)).images, prompts).mean().item()
+        prompts = [prompt for prompt in PROMPTS for _ in range(16)]
+        return proxy(policy.rollout(prompts, torch.Generator().manual_seed(1)).images, prompts).mean().item()
 
     before = mean()
     for _ in range(epochs):
