@@ -59,10 +59,10 @@ def _read(described: Mapping[str, Any]) -> tuple[str, tuple[Number, ...]]:
     listed = described.get("numbers")
     numbers = []
     for entry in listed if isinstance(listed, list) else []:
-        texts = [entry.get(key) for key in ("name", "title", "unit")] if isinstance(entry, dict) else [None]
-        if all(isinstance(text, str) for text in texts):
-            better = entry.get("better")
-            numbers.append(Number(*texts, better if better in get_args(Better) else None))
+        match entry:
+            case {"name": str(name), "title": str(heading), "unit": str(unit), **rest}:
+                better = next((way for way in get_args(Better) if way == rest.get("better")), None)
+                numbers.append(Number(name, heading, unit, better))
     title = described.get("title")
     return title if isinstance(title, str) else "", tuple(numbers)
 
