@@ -248,10 +248,8 @@ class DiffusionPolicy:
             latents.append(x.detach())
         with torch.set_grad_enabled(grad_from is not None):
             images = self.decode(x)
-        kls = torch.stack(kl, 1) if with_kl else None
-        return Trajectory(
-            tuple(prompts), torch.stack(latents, 1), self.timesteps, torch.stack(log_probs, 1), images, kls
-        )
+        drawn = torch.stack(latents, 1), self.timesteps, torch.stack(log_probs, 1), images
+        return Trajectory(tuple(prompts), *drawn, torch.stack(kl, 1) if with_kl else None)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1], float32; differentiable."""
