@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,17 @@ def test_every_import_points_down(house: Path) -> None:
     """Imports under TYPE_CHECKING and inside functions count too; no room is left out."""
     status, said = lint(house)
     assert status == 0, said
+
+
+def test_every_room_is_in_the_wheel(house: Path) -> None:
+    """The list of packages is written by hand, for the two linked folders could not be discovered."""
+    rooms = {path.parent.relative_to(house).as_posix().replace("/", ".") for path in house.rglob("*.py")}
+    assert rooms == set(re.findall(r'^    "(overopt_bench[\w.]*)",$', packages(house), re.MULTILINE))
+
+
+def packages(house: Path) -> str:
+    """The list of packages as pyproject.toml writes it."""
+    return (house / "pyproject.toml").read_text(encoding="utf-8").split("[tool.setuptools]", 1)[1].split("]", 1)[0]
 
 
 def up(house: Path) -> str:

@@ -25,11 +25,11 @@ def refuse_another_run(folder: Path, config: RunConfig, provenance: Mapping[str,
     """
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        old = dict(found["config"])
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        old = dict(recorded["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
-    if found.get("config_hash") == config.config_hash():
+    if recorded.get("config_hash") == config.config_hash():
         _refuse_other_weights(folder, provenance)
         return
     new = config.model_dump(mode="json")

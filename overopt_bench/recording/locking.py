@@ -134,9 +134,9 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
-            found = Heartbeat.read(self._path)
-            if found is not None and found.holder != self._holder:
-                self._lost = found
+            newest = Heartbeat.read(self._path)
+            if newest is not None and newest.holder != self._holder:
+                self._lost = newest
                 return
             try:
                 self._write()
@@ -155,8 +155,8 @@ class RunLock:
     def release(self) -> None:
         """Let others have the folder; a second call does nothing."""
         self._ended.set()
-        found = Heartbeat.read(self._path)
-        if found is not None and found.holder == self._holder:
+        newest = Heartbeat.read(self._path)
+        if newest is not None and newest.holder == self._holder:
             self._path.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.release()

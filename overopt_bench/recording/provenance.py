@@ -30,13 +30,13 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Look up the versions of Python and of the packages that determine numbers, by name."""
-    found = {"python": platform.python_version(), "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
+    known = {"python": platform.python_version(), "libjpeg_turbo": features.version("libjpeg_turbo") or "none"}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            known[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            known[name] = "not installed"
+    return known
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def session_differences(sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str
         "2.4.0, then 2.5.0 from query 512"; "-" stands for nothing recorded.
     """
     flat = [_flat({k: v for k, v in session.items() if k not in NOT_A_DIFFERENCE}) for session in sessions]
-    found = []
+    differences = []
     for name in dict.fromkeys(name for facts in flat for name in facts):
         values = [facts.get(name, "-") for facts in flat]
         if len(set(values)) == 1:
@@ -64,16 +64,16 @@ def session_differences(sessions: Sequence[Mapping[str, Any]]) -> list[tuple[str
         for session, before, value in zip(sessions[1:], values, values[1:], strict=False):
             if value != before:
                 text += f", then {value} from query {session.get('queries', '?')}"
-        found.append((name, text))
-    return found
+        differences.append((name, text))
+    return differences
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested facts to dotted names and text."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat

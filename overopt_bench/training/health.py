@@ -28,17 +28,17 @@ class Health:
             metrics: of the round, the skipped optimizer steps among them.
         """
         outside, skipped = metrics.get("clipfrac/first", 0), metrics.get("optimizer_steps/skipped", 0)
-        found = {}
+        troubles = {}
         if outside > ROUNDED:
-            found["rounding"] = (
+            troubles["rounding"] = (
                 f"{outside:.0%} of ratios are outside the clip range before any update, by rounding alone"
                 f" ({self._precision}); a finer --precision or a wider clip_range would mend it"
             )
         if skipped:
-            found["skipped"] = (
+            troubles["skipped"] = (
                 f"round {number} skipped {skipped:.0f} of its optimizer steps, for the gradient was not finite; float16"
                 f" overflows now and then, {MAX_SKIPPED} in a row end the run (optimizer_steps/skipped counts them)"
             )
-        new = [text for kind, text in found.items() if kind not in self._warned]
-        self._warned |= found.keys()
+        new = [text for kind, text in troubles.items() if kind not in self._warned]
+        self._warned |= troubles.keys()
         return new
