@@ -9,7 +9,7 @@ from overopt_bench.types import Algorithm, AlgorithmParams
 
 
 class BaseParams(AlgorithmParams):
-    """There is nothing to set."""
+    """The parameters of the base model, of which there are none."""
 
 
 @register_algorithm

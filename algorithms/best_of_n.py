@@ -14,7 +14,7 @@ from overopt_bench.types import AlgorithmParams, Candidates, Selection, TrainCon
 
 
 def best_of_n_weights(pool: int, n: int) -> Tensor:
-    """Weights ``[pool]`` of the unbiased best-of-n estimate over a pool sorted by proxy, ascending.
+    """Compute the weights ``[pool]`` of the unbiased best-of-n estimate over a pool sorted by proxy, ascending.
 
     The k-th smallest (k from 1) is the best of C(k-1, n-1) of the C(pool, n) subsets of size n, so
     E[gold of the selected] = sum_k C(k-1, n-1) / C(pool, n) gold_(k), without bias and with the least variance
@@ -34,12 +34,12 @@ def best_of_n_weights(pool: int, n: int) -> Tensor:
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL of best-of-n from the base policy in nats, log n - (n-1)/n (exact without ties)."""
+    """Compute the KL of best-of-n from the base policy in nats, log n - (n-1)/n (exact without ties)."""
     return math.log(n) - (n - 1) / n
 
 
 class BestOfNParams(AlgorithmParams):
-    """What the budget buys, and how many images are drawn at a time."""
+    """The parameters of best-of-n: what the budget buys, and how many images are drawn at a time."""
 
     selected_per_prompt: int = Field(
         4,

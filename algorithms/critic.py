@@ -13,13 +13,17 @@ DROPOUTS = (0.2, 0.2, 0.1)  # after the first three hidden layers [TDPO's code]
 
 
 class TemporalCritic(nn.Module):
-    """V(x_i): features ``[B, D]`` to values ``[B]``. Sees neither the prompt nor the timestep.
+    """The critic V(x_i): features ``[B, D]`` to values ``[B]``. It sees neither the prompt nor the timestep.
 
     The published critic has no activation function, so it is a deep *linear* model, with all weights drawn
     from N(0, (1/(D+1))^2) and zero biases. ``activation="relu"`` is the critic that talk of dormant neurons
     usually means.
 
     Args:
+        features: D.
+        hidden: widths of the hidden layers.
+        activation: what stands between layers.
+        dropout: whether ``DROPOUTS`` hold while training.
         generator: of the initial weights and of dropout; torch's global one on a GPU is not part of a checkpoint.
     """
 
@@ -41,7 +45,7 @@ class TemporalCritic(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def linear_layers(self) -> list[nn.Linear]:
-        """All layers in order, the output layer last."""
+        """Return all layers in order, the output layer last."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, features: Tensor) -> Tensor:
@@ -56,7 +60,7 @@ class TemporalCritic(nn.Module):
 
     @torch.no_grad()
     def probe(self, features: Tensor) -> list[Tensor]:
-        """ReLU of each hidden layer's output ``[P, H_l]`` in float32, without dropout.
+        """Return the ReLU of each hidden layer's output ``[P, H_l]`` in float32, without dropout.
 
         The ReLU is the probe's own where the critic has none, as in TDPO's code.
         """

@@ -19,10 +19,11 @@ ResetMode = Literal["none", "active", "dormant", "random", "all"]
 
 
 def dormant_scores(activations: Tensor) -> Tensor:
-    """Scores ``[H]`` of activations ``[..., H]``: mean |a_i| over all axes but the last, over the layer's mean.
+    """Compute the scores ``[H]`` of activations ``[..., H]``: mean |a_i| over all axes but the last, over the layer's mean.
 
     A layer without any activity scores 0 everywhere.
     """
+    # s_i = E_x |h_i(x)| / mean_k E_x |h_k(x)| [ReDo]
     magnitude = activations.float().abs().reshape(-1, activations.shape[-1]).mean(0)
     mean = magnitude.mean()
     return torch.where(
@@ -31,12 +32,12 @@ def dormant_scores(activations: Tensor) -> Tensor:
 
 
 def dormant_mask(activations: Tensor, threshold: float) -> Tensor:
-    """Which units are dormant, ``[H]`` bool: score <= threshold."""
+    """Return which units are dormant, ``[H]`` bool: score <= threshold."""
     return dormant_scores(activations) <= threshold
 
 
 def persistence(before: Tensor, now: Tensor) -> float | None:
-    """|both| / min(|before|, |now|) of two dormant sets ``[H]``; None where one is empty.
+    """Compute |both| / min(|before|, |now|) of two dormant sets ``[H]``; None where one is empty.
 
     The published code divides sizes of the *masks*, which always reads 100 %.
     """
@@ -45,14 +46,14 @@ def persistence(before: Tensor, now: Tensor) -> float | None:
 
 
 class DormantRecord:
-    """Watches the hidden layers of a critic on a fixed probe, record by record."""
+    """A record of the dormant units of each hidden layer of a critic, each entry compared with the one before."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self.previous: dict[str, list[Tensor]] = {}
 
     def event(self, activations: Sequence[Tensor], when: str) -> dict[str, Any]:
-        """The record's "critic" event for activations ``[P, H_l]`` of each hidden layer l.
+        """Write the record's "critic" event for activations ``[P, H_l]`` of each hidden layer l.
 
         Persistence is against the last event of ``when == "record"``, which this one replaces if it is one.
         """
@@ -151,7 +152,7 @@ class Dormancy:
 
 
 def choose_units(dormant: Tensor, mode: ResetMode, generator: Generator) -> Tensor:
-    """Which units of a layer to reset, ``[H]`` bool. ``random`` takes as many as ``active`` would: the control."""
+    """Choose the units of a layer to reset, ``[H]`` bool. ``random`` takes as many as ``active`` would: the control."""
     if mode == "active":
         return ~dormant
     if mode == "dormant":
@@ -176,7 +177,12 @@ def reset_units(
     keeps the function). Adam's moments are cleared for exactly the entries that were written.
 
     Args:
-        layers: all linear layers in order; ``chosen[k]`` ``[H_k]`` belongs to the outputs of ``layers[k]``.
+        layers: all linear layers in order.
+        chosen: for each hidden layer k the units ``[H_k]`` bool among the outputs of ``layers[k]``.
+        optimizer: Adam or AdamW of these layers.
+        std: the deviation of fresh weights.
+        generator: of the fresh weights.
+        outgoing: what the columns of the next layer become, "noise" or "zero".
         adam_step: "keep" (TDPO's code) leaves Adam's step count, so the first updates after a reset are about
             three times larger; "zero" restarts the count of the tensors that were touched.
     """

@@ -101,9 +101,9 @@ class PolicyUpdater:
             else:
                 log_ratio = self.reduce(guarded_log_ratio(transition, x_next[part], means_old[part]))
             ratio = log_ratio.exp()
-            if self.estimator == "importance":
+            if self.estimator == "importance":  # DDPO-IS [paper, section 4.3]: max(-A rho, -A clip(rho, 1 -+ e))
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
-            else:  # score function
+            else:  # DDPO-SF [paper, section 4.3]: the gradient of log p(x_{i+1} | x_i), weighted by A
                 loss = -advantages[part] * log_probs
             rows = TransitionRows(self.policy, transition, x[part], step[part], words, eta)
             # divided as the log-probabilities are, so that a nat weighs the same against an advantage

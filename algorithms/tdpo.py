@@ -89,7 +89,7 @@ class TDPO(Algorithm):
         normalised = self.per_prompt_stats.update(prompts, learned)  # [N]
         returns = normalised[:, None].expand_as(values_old)  # [N, T], gamma 1
         explained = explained_variance(returns, values_old)
-        advantages = returns - values_old
+        advantages = returns - values_old  # the temporal reward of step i: A_i = G_i - V(x_i)
         size = torch.maximum(returns.abs(), values_old.abs()).max().item()  # of what the differences are rounded at
         spread = moments(advantages, size)[1]  # population, as NumPy's in the code; 0, not NaN, for one transition
         advantages = standardise(advantages, epsilon=1e-8, magnitude=size)  # over the whole epoch
@@ -140,6 +140,7 @@ class TDPO(Algorithm):
     def update_critic(self, features: Tensor, value_old: Tensor, returns: Tensor) -> list[float]:
         """One step of the critic's optimizer: features ``[M, D]``, old values and returns ``[M]``."""
         value = self.critic(features)
+        # L_V = 0.5 mean max((V - G)^2, (V_old + clip(V - V_old, -+0.2) - G)^2), the clip as ``value_clip``
         clipped = value_old + (value - value_old).clamp(-self.params.value_clip, self.params.value_clip)
         loss = 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
         self.critic_optimizer.backward(self.params.critic_coefficient * loss)  # of the whole batch, on every process

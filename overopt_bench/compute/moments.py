@@ -9,7 +9,7 @@ TIE_UNITS = 4  # differences of this many roundings are what one reward gives fo
 
 
 def moments(values: Tensor, magnitude: float = 0.0) -> tuple[float, float]:
-    """The mean and the population's deviation of values, in float64 and about a pivot.
+    """Compute the mean and the population's deviation of values, in float64 and about a pivot.
 
     A float32 mean of equal values is not always that value, and their deviation then is not 0; a small constant in a
     denominator does not help, for the difference is of its own size.
@@ -32,7 +32,7 @@ def moments(values: Tensor, magnitude: float = 0.0) -> tuple[float, float]:
 
 
 def standardise(values: Tensor, known: Tensor | None = None, epsilon: float = 1e-6, magnitude: float = 0.0) -> Tensor:
-    """Values less the mean, over the deviation plus ``epsilon``: what every advantage normalisation here is.
+    """Standardise values: less the mean, over the deviation plus ``epsilon``, as every advantage normalisation here does.
 
     Args:
         values: ``[B]`` or any other shape.

@@ -15,14 +15,22 @@ MAX_SKIPPED = 10  # steps in a row: float16's loss scale has been halved as ofte
 
 
 class Optimizer:
-    """One optimizer step is any number of ``backward`` calls, whose gradients add up, and one ``step``.
+    """AdamW whose step is taken with the gradient of all processes, so that every process takes the same.
+
+    One optimizer step is any number of ``backward`` or ``backward_part`` calls, whose gradients add up, and one ``step``,
+    which averages them over processes. An algorithm that computes its whole loss on every process and knows nothing of
+    the others (``backward``) therefore takes the step that it takes alone; one that shares its rows out
+    (``backward_part``) takes it too.
 
     A step whose gradient is not finite is skipped and counted, in every precision; ``MAX_SKIPPED`` in a row are an error.
     All processes skip the same steps, for they see the same averaged gradient.
 
     Args:
-        parameters: float32. world: gradients are averaged over its processes, so where all compute the same loss, the
-            step is that of one; ``backward_part`` is for losses whose rows are shared out.
+        parameters: float32.
+        lr: learning rate.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: the norm to which gradients are clipped, over all parameters.
+        world: the processes whose gradients are averaged.
         scaled: multiply losses by a factor that adapts, as float16 passes need: DDPO's gradients, divided by the
             latent's size and the batch, would be rounded to 0 there.
     """
@@ -39,7 +47,7 @@ class Optimizer:
         self.skipped_in_a_row, self._skipped = 0, 0
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss."""
+        """Add the gradient of a scalar loss that every process computes whole."""
         self.scaler.scale(loss).backward()
 
     def backward_part(self, loss: Tensor) -> None:
@@ -50,7 +58,7 @@ class Optimizer:
         self.backward(loss * self.world.size)
 
     def step(self) -> float:
-        """Update, and forget the gradient.
+        """Average the gradient over processes, update, and forget it.
 
         Returns:
             The gradient's norm before clipping; 0 where it was not finite and nothing was changed.
@@ -75,7 +83,7 @@ class Optimizer:
         return norm if finite else 0.0
 
     def take_skipped(self) -> int:
-        """How many steps were skipped since the last call."""
+        """Return how many steps were skipped since the last call."""
         skipped, self._skipped = self._skipped, 0
         return skipped
 
