@@ -29,9 +29,12 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("grpo", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1, "window": 2, "ratio": "guard"}),
     "nft": ("nft", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 1}),
     "rwr": ("rwr", {"samples": 5}),
+    # two updates: before the first one the policy is the base model, from which it has no KL
+    "ddpo with kl": ("ddpo", {"samples_per_epoch": 10, "images_per_prompt": 5, "updates_per_epoch": 2}),
     "tdpo_r of one": ("tdpo_r", {"samples_per_epoch": 1, "images_per_prompt": 1, "reset_period": 1, "critic_dropout": False}),
     "alignprop of one": ("alignprop", {"batch_size": 1, "truncation": "fixed", "grad_steps": 2}),
 }  # fmt: skip
+MITIGATION = {"ddpo with kl": ["kl:beta=10"]}
 
 
 def load_readme_plugin() -> None:
@@ -44,9 +47,12 @@ def load_readme_plugin() -> None:
         load_plugin(file)
 
 
-def one_step(algo: str, params: dict[str, Any], world: World) -> dict[str, Any]:
+def one_step(name: str, world: World) -> dict[str, Any]:
+    algo, params = SETTINGS[name]
     suite, proxy = get_suite("mini"), get_reward("aesthetic", get_suite("mini"))
-    config = resolve({"algo": algo, "proxy": "aesthetic", "suite": "mini", "params": params})
+    config = resolve(
+        {"algo": algo, "proxy": "aesthetic", "suite": "mini", "params": params, "mitigation": MITIGATION.get(name)}
+    )
     config = config.model_copy(update={"num_steps": 3, "guidance_scale": 2.0, "lora_rank": 2, "lora_alpha": 2})
     parts = assemble(config, suite, {"aesthetic": proxy}, Runtime(micro_batch=3), world)
     policy, budget = parts.policy, parts.budget
@@ -59,7 +65,7 @@ def one_step(algo: str, params: dict[str, Any], world: World) -> dict[str, Any]:
         gradients.append(torch.cat([p.grad.flatten() for p in policy.trainable() if p.grad is not None]))
 
     optimizer.adamw.register_step_pre_hook(keep)
-    metrics = algorithm.step()
+    metrics = algorithm.step() | algorithm.ctx.mitigations.take_metrics(world)
     world.check_equal(policy.trainable())
     spent = world.sum(torch.tensor([float(budget.queries), float(policy.nfe)])).tolist()
     stats = algorithm.per_prompt_stats.state_dict() if hasattr(algorithm, "per_prompt_stats") else {}
@@ -79,6 +85,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     here = join_world("cpu")
     load_readme_plugin()
-    results = {name: one_step(algo, params, here) for name, (algo, params) in SETTINGS.items()}
+    results = {name: one_step(name, here) for name in SETTINGS}
     if here.main:
         torch.save({"processes": here.size, **results}, sys.argv[1])
