@@ -112,15 +112,15 @@ class GRPO(Algorithm):
         # 3. clipped updates; Guard's means are taken before the first one, so that they are the sampling policy's
         x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
         batches = chain_batches(len(prompts), steps, params.updates_per_epoch, self.ctx.generators["batch"])
-        texts = [[prompts[k] for k in sample.tolist()] for sample, _ in batches]
+        own_prompts = [[prompts[k] for k in sample.tolist()] for sample, _ in batches]
         means_old: list[Tensor | None] = [None] * len(batches)
         if params.ratio == "guard":
-            means_old = [self.means(x[b], b[1], text, eta) for b, text in zip(batches, texts, strict=True)]
+            means_old = [self.means(x[b], b[1], own, eta) for b, own in zip(batches, own_prompts, strict=True)]
         records = []
-        for (sample, step), text, means in zip(batches, texts, means_old, strict=True):
+        for (sample, step), own, means in zip(batches, own_prompts, means_old, strict=True):
             old, advantage = trajectory.log_probs[sample, step], advantages[sample, step]
             row = self.updater.step(
-                x[sample, step], x_next[sample, step], step, text, old, advantage, eta=eta, means_old=means
+                x[sample, step], x_next[sample, step], step, own, old, advantage, eta=eta, means_old=means
             )
             records.append(row)
         return {**metrics, **PolicyUpdater.summary(records)}
@@ -145,8 +145,8 @@ class GRPO(Algorithm):
         """Return the means of M transitions under the policy as it is, ``[M, C, h, w]``."""
 
         def work(rows: Tensor) -> tuple[Tensor]:
-            text = [prompts[k] for k in rows.tolist()]
-            return (self.ctx.policy.transition(x[rows], step[rows], text, eta=eta).mean,)
+            own = [prompts[k] for k in rows.tolist()]
+            return (self.ctx.policy.transition(x[rows], step[rows], own, eta=eta).mean,)
 
         return self.ctx.policy.world.map(work, len(x), self.updater.micro_batch)[0]
 

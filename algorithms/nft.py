@@ -74,6 +74,8 @@ class NFT(Algorithm):
 
     Deviations: the solver is DDIM, where the code has a second-order one; evaluations draw from the trained weights,
     where the code has their moving average; their sampler is the suite's, with its noise.
+
+    It offers no mitigation a place but stopping: chains without noise have no KL. ``reference`` is its own penalty.
     """
 
     name = "nft"
@@ -111,8 +113,8 @@ class NFT(Algorithm):
         # 3. updates on the images, noised again at the sampler's own timesteps
         records = []
         for sample, step in self.batches(len(prompts)):
-            words = [prompts[k] for k in sample.tolist()]
-            records.append(self.update(clean[sample], step, words, optimality[sample]))
+            own_prompts = [prompts[k] for k in sample.tolist()]
+            records.append(self.update(clean[sample], step, own_prompts, optimality[sample]))
 
         # 4. the old policy follows
         decay = self.old_decay()
@@ -126,7 +128,7 @@ class NFT(Algorithm):
         }  # fmt: skip
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
-        """(sample, step) index pairs of each update: an image comes with a random subset of the steps' timesteps."""
+        """Draw the (sample, step) index pairs of each update: an image comes with a random subset of the steps."""
         total, generator = self.ctx.policy.num_steps, self.ctx.generators["batch"]
         count = self.params.timesteps(total)
         shuffled = torch.randperm(samples, generator=generator)
@@ -151,8 +153,8 @@ class NFT(Algorithm):
         timesteps = policy.schedule.timesteps[step]
         sums = torch.zeros(len(Terms._fields))
         for part in policy.world.parts(total, self.ctx.micro_batch):
-            words = [prompts[k] for k in part.tolist()]
-            terms = self.terms(clean[part], noise[part], timesteps[part], words, optimality[part])
+            own_prompts = [prompts[k] for k in part.tolist()]
+            terms = self.terms(clean[part], noise[part], timesteps[part], own_prompts, optimality[part])
             self.optimizer.backward_part(terms.loss.sum() / total)
             sums += torch.stack([term.detach().sum() for term in terms]).cpu()
         grad_norm = self.optimizer.step()
@@ -160,7 +162,7 @@ class NFT(Algorithm):
         return [*(policy.world.sum(sums) / total).tolist(), grad_norm]
 
     def terms(self, clean: Tensor, noise: Tensor, timesteps: Tensor, prompts: list[str], optimality: Tensor) -> Terms:
-        """The loss of images ``[B, C, h, w]`` at noise and timesteps of their own; see ``nft_loss``."""
+        """Compute the loss of images ``[B, C, h, w]``, each at a noise and a timestep of its own; see ``nft_loss``."""
         policy = self.ctx.policy
         noisy = policy.add_noise(clean, timesteps, noise)
         current = policy.predict(noisy, timesteps, prompts, checkpoint=self.ctx.checkpoint).clean
@@ -177,7 +179,7 @@ class NFT(Algorithm):
         return Terms(loss + self.params.reference * ref_deviate, old_deviate, ref_deviate)
 
     def old_decay(self) -> float:
-        """How much of itself the old copy keeps after this epoch: 0 at first, so that it is the current policy."""
+        """Return how much of itself the old copy keeps after this epoch: 0 at first, when it is the current policy."""
         params = self.params
         return float(min(params.old_decay_max, params.old_decay_rate * max(0, self.updates - params.old_decay_flat)))
 
@@ -213,11 +215,11 @@ def nft_loss(
 
 
 def scaled_error(prediction: Tensor, clean: Tensor) -> Tensor:
-    """The squared error over the mean absolute one ``[B]``, the latter without a gradient: alike at all noise levels."""
+    """Divide the squared error by the mean absolute one, without its gradient: ``[B]``, alike at all noise levels."""
     scale = (prediction - clean).detach().abs().flatten(1).mean(1).clamp(min=FLOOR)
     return mean_square(prediction - clean) / scale
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """The mean square over all dimensions but the first."""
+    """Average squares over all dimensions but the first: ``[B]``."""
     return (difference**2).flatten(1).mean(1)
