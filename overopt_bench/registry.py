@@ -157,12 +157,12 @@ class RewardRegistry(Registry["Reward"]):
         self._kinds[kind] = cls
 
     def kinds(self) -> dict[str, type[DerivedReward]]:
-        """Every kind of derived rewards by its word."""
+        """Give every kind of derived rewards by its word."""
         self.load()
         return dict(self._kinds)
 
     def get(self, name: str, suite: str | None = None) -> type[Reward]:
-        """The class of that name, for a derived reward one that is made here.
+        """Find the class of that name; that of a derived reward is made here.
 
         Raises:
             UserError: where there is none, or a parameter of a derived reward does not exist or is out of range.
@@ -184,7 +184,7 @@ class RewardRegistry(Registry["Reward"]):
 
 
 def _parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
-    """``["lambda=0.1"]`` to checked parameters; a UserError says what is wrong."""
+    """Turn ``["lambda=0.1"]`` into checked parameters; a UserError says what is wrong."""
     from pydantic import ValidationError
 
     given: dict[str, str] = {}
@@ -208,7 +208,7 @@ def _parse_settings(kind: str, params: type[RewardParams], settings: Iterable[st
 def _derive(
     base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
 ) -> type[Reward]:
-    """The class of a derived reward; its name is the shortest that gives it, so that equal rewards have equal names."""
+    """Make the class of a derived reward. Its name is the shortest that gives it: equal rewards have equal names."""
     changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
     facts: dict[str, Any] = {
@@ -273,7 +273,7 @@ def register_metric(cls: MetricClass) -> MetricClass:
 
 
 def get_reward(name: str, suite: Suite) -> Reward:
-    """The reward of that name, loaded once for a suite: later calls with the same suite give the same object.
+    """Load the reward of that name, once for a suite: later calls with the same suite give the same object.
 
     Raises:
         UserError: where the suite has no such reward, or its weights are missing.
@@ -282,12 +282,9 @@ def get_reward(name: str, suite: Suite) -> Reward:
 
 
 def load_reward(name: str, resources: Resources) -> Reward:
-    """As ``get_reward``, for rewards that are made of others and have the suite's resources, not the suite."""
-    return resources.once(_load_reward, rewards.get(name, resources.family).name, resources)
-
-
-def _load_reward(name: str, resources: Resources) -> Reward:
-    return rewards.get(name, resources.family).load(resources)
+    """Load a reward as ``get_reward`` does, for one that is made of others and has the suite's resources, not the suite."""
+    cls = rewards.get(name, resources.family)
+    return resources.keep(("reward", cls.name), lambda: cls.load(resources))
 
 
 def evaluated_rewards(suite: Suite, proxy: str, gold: Iterable[str]) -> list[str]:

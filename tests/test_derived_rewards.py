@@ -118,6 +118,7 @@ def test_list_shows_parameters_with_their_defaults() -> None:
     assert lines[other + 1].startswith("  uwo:")  # min has none
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded_and_drawn_under_the_whole_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two lambdas are two proxies: two folders, two calibrations, two groups of rows in the report."""
     names = [f"uwo{lam}:aesthetic+pickscore" for lam in ("", "@lambda=2")]

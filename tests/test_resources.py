@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
+from overopt_bench.errors import UserError
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, register_reward
 from overopt_bench.rewards.clip import ClipReward
 from overopt_bench.rewards.ensemble import Ensemble
@@ -38,7 +41,7 @@ def counted(owner: Any, name: str) -> Iterator[list[str]]:
 
 
 def resources() -> Resources:
-    return Resources("nobody", Weights(), Path)
+    return Resources("nobody", Weights())
 
 
 def member(reward: Reward, name: str) -> Reward:
@@ -51,6 +54,28 @@ def test_the_same_call_gives_the_same_object() -> None:
     made = [shared.once(list, (1, 2)), shared.once(list, (1, 2)), shared.once(list, (1, 3)), shared.once(set, (1, 2))]
     assert made == [[1, 2], [1, 2], [1, 3], {1, 2}]
     assert made[0] is made[1] and resources().once(list, (1, 2)) is not made[0]
+
+
+def test_a_file_of_the_suite_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the nobody suite brings no files, so there is no a\.json"):
+        resources().asset("a.json")
+    shared = Resources("nobody", Weights(), tmp_path, "copy it again")
+    with pytest.raises(UserError, match=r"the nobody suite lacks .*a\.json; copy it again"):
+        shared.asset("a.json")
+    (tmp_path / "a.json").touch()
+    assert shared.asset("a.json") == tmp_path / "a.json"
+
+
+def test_a_suite_that_is_dropped_takes_its_networks_along() -> None:
+    """At once, not when Python next looks for cycles: a sweep loads the next run's rewards on the same card."""
+    suite = get_suite("mini")
+    kept = [weakref.ref(get_reward("min:aesthetic+pickscore", suite)), weakref.ref(suite.resources)]
+    gc.disable()
+    try:
+        del suite
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_what_could_not_be_loaded_is_tried_again() -> None:

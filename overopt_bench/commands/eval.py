@@ -99,8 +99,9 @@ def _judging(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str],
     judging = []
     for name in dict.fromkeys(names or usual):
         try:
-            rewards.get(name, suite.family()).check_prompts(prompts, suite)
-            judging.append(name)
+            cls = rewards.get(name, suite.family())
+            cls.check_prompts(prompts, suite.resources)
+            able.append(cls.name)
         except UserError as error:
             if names:
                 raise

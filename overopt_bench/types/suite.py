@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from overopt_bench.options import SuiteDefaults
-from overopt_bench.weights import Repo
+from overopt_bench.types.resources import Resources
+from overopt_bench.weights import Repo, Weights
 
 
 class Architecture(NamedTuple):
@@ -51,20 +51,12 @@ class Suite(ABC):
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         self.model = model
-        self.resources = Resources(self.family(), Weights(weights), self.asset)
+        self.resources = Resources(self.family(), Weights(weights))
 
     @classmethod
     def family(cls) -> str:
         """The name under which its rewards are registered: its own, or that of several suites with the same ones."""
         return cls.name
-
-    @classmethod
-    def settings(cls, algorithm: str) -> Mapping[str, Any]:
-        """Return the parameters of an algorithm that this suite sets otherwise than its paper, by name; none by default.
-
-        A suite that keeps them in a YAML file returns ``read_settings(path).get(algorithm, {})`` (``suites.loading``).
-        """
-        return {}
 
     def repos(self) -> list[Repo]:
         """The Hub repositories that its base model and ``clip_features`` are read from."""

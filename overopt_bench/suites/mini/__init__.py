@@ -14,13 +14,12 @@ from overopt_bench.encoders.clip import load_clip
 from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_suite
-from overopt_bench.suites.loading import no_progress_bars, read_settings
-from overopt_bench.types import Suite, SuiteDefaults
-from overopt_bench.weights import digest
+from overopt_bench.suites.loading import no_progress_bars
+from overopt_bench.types import Resources, Suite, SuiteDefaults
+from overopt_bench.weights import Weights, digest
 
 WEIGHTS = Path(__file__).parent / "weights"
-SETTINGS = Path(__file__).parent / "settings.yaml"
-CONTEXT = 16  # tokens of the text encoder
+REMEDY = "reinstall, or make it: python -m overopt_bench.suites.mini.recipe"
 
 
 @register_suite
@@ -48,7 +47,7 @@ class MiniSuite(Suite):
 
     def __init__(self, weights: Path | None = None, model: str | None = None) -> None:
         super().__init__(weights, model)
-        self.folder = weights or WEIGHTS
+        self.resources = Resources(self.family(), Weights(weights), weights or WEIGHTS, REMEDY)
 
     @classmethod
     def settings(cls, algorithm: str) -> Mapping[str, Any]:
@@ -60,12 +59,7 @@ class MiniSuite(Suite):
         Raises:
             UserError: where it is missing.
         """
-        path = self.folder / name
-        if not path.exists():
-            raise UserError(
-                f"the mini suite lacks {path}; reinstall, or make it: python -m overopt_bench.suites.mini.recipe"
-            )
-        return path
+        return self.resources.asset(name)
 
     def missing(self) -> str | None:
         try:
@@ -119,5 +113,6 @@ class MiniSuite(Suite):
         return int(self.clip.config.projection_dim)
 
     def weights_hashes(self) -> dict[str, str]:
-        files = sorted(self.folder.glob("pipeline/**/*.safetensors"))
-        return {str(f.relative_to(self.folder)): digest(f) for f in files}
+        folder = self.asset("pipeline/model_index.json").parents[1]
+        files = sorted(folder.glob("pipeline/**/*.safetensors"))
+        return {str(f.relative_to(folder)): digest(f) for f in files}
