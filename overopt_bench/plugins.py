@@ -74,7 +74,7 @@ def load_plugin(path: str | Path) -> Plugin:
 
 
 def _where(error: BaseException, file: Path) -> str:
-    """``file:line: `` of the innermost frame inside the plugin, or nothing where the traceback has none."""
+    """Give ``file:line: `` of the innermost frame inside the plugin, or nothing where the traceback has none."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{file.name}:{error.lineno}: "
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
@@ -93,7 +93,11 @@ def probe_foreign_rewards(names: Iterable[str], suite: Suite, prompts: Sequence[
 
 
 def probe_reward(reward: Reward, suite: Suite, prompts: Sequence[str]) -> None:
-    """See ``probe_foreign_rewards``; the images have the size that the suite's pipeline draws."""
+    """Try one reward as ``probe_foreign_rewards`` does, on images of the size that the suite's pipeline draws.
+
+    Raises:
+        UserError: as there.
+    """
     import torch
 
     size = suite.image_size

@@ -303,6 +303,6 @@ def get_suite(name: str, weights: Path | None = None, model: str | None = None) 
     """
     cls = suites.get(name)
     if model is not None and not cls.takes_model():
-        able = [other for other in suites.names() if suites.get(other).takes_model()]
-        raise UserError(f"the suite {name!r} has its own model; --model goes with --suite {' or '.join(able)}")
+        takers = [other for other in suites.names() if suites.get(other).takes_model()]
+        raise UserError(f"the suite {name!r} has its own model; --model goes with --suite {' or '.join(takers)}")
     return cls(weights, model)

@@ -31,7 +31,9 @@ class Repo:
     """Files of one Hub repository at one revision.
 
     Attributes:
-        id: ``owner/name``. revision: full commit. licence: of the weights, as its card says.
+        id: ``owner/name``.
+        revision: the full commit.
+        licence: of the weights, as the card says.
         files: path in the repository to size in bytes, for what is really needed.
         sha256: of those files whose published hash is known.
     """
@@ -44,23 +46,23 @@ class Repo:
 
     @property
     def name(self) -> str:
-        """The last part of the id: its folder in a user's ``--weights``."""
+        """Give the last part of the id, which is its folder in a user's ``--weights``."""
         return self.id.rsplit("/", 1)[-1]
 
     def command(self, folder: Path | None = None) -> str:
-        """The shell command that fetches the files, into the Hub's cache or into ``folder/name``."""
-        words = ["hf", "download", self.id, *self.files, "--revision", self.revision]
-        return command_line(words + (["--local-dir", str(folder / self.name)] if folder else []))
+        """Give the shell command that fetches the files, into the Hub's cache or into ``folder/name``."""
+        command = ["hf", "download", self.id, *self.files, "--revision", self.revision]
+        return command_line(command + (["--local-dir", str(folder / self.name)] if folder else []))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Finds the files of repositories; ``folder`` is the user's ``--weights`` or None for the Hub and its cache."""
+    """A finder of repositories' files; ``folder`` is the user's ``--weights``, or None for the Hub and its cache."""
 
     folder: Path | None = None
 
     def find(self, repo: Repo, file: str) -> Path | None:
-        """The file where it is on this machine already; never asks the network."""
+        """Give the file where it is on this machine already; the network is never asked."""
         from huggingface_hub import try_to_load_from_cache
 
         if self.folder is not None:
@@ -70,11 +72,11 @@ class Weights:
         return Path(cached) if isinstance(cached, str) else None
 
     def absent(self, repo: Repo) -> list[str]:
-        """The files of a repository that are not on this machine."""
+        """List the files of a repository that are not on this machine."""
         return [file for file in repo.files if self.find(repo, file) is None]
 
     def path(self, repo: Repo, file: str) -> Path:
-        """The file, fetched from the Hub where it is neither in the folder nor in the cache.
+        """Give the file, fetched from the Hub where it is neither in the folder nor in the cache.
 
         Raises:
             UserError: where it is missing from the folder, or the Hub cannot be reached; with the command to run.
@@ -95,7 +97,7 @@ class Weights:
             ) from None
 
     def fetch(self, repo: Repo) -> Path:
-        """All files of a repository; the folder that holds them.
+        """Make sure that all files of a repository are here, and give the folder that holds them.
 
         Raises:
             UserError: as ``path``.
@@ -115,7 +117,7 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file. The Hub's cache names large files by theirs, so those are not read again."""
+    """Compute the SHA-256 of a file. The Hub's cache names large files by theirs, so those are not read again."""
     name = Path(os.path.realpath(path)).name
     if re.fullmatch(r"[0-9a-f]{64}", name):
         return name
@@ -124,7 +126,7 @@ def digest(path: Path) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` or torch file (there also under ``state_dict``), on the CPU, unpickling nothing else.
+    """Read the tensors of a ``.safetensors`` or torch file (there also under ``state_dict``), unpickling nothing else.
 
     Raises:
         UserError: where it does not load.
@@ -140,13 +142,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    if strange := [key for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} is no state dict: {strange[0]!r} is no tensor")
+    if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{path} is no state dict: {others[0]!r} is no tensor")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration beside weights.
+    """Read a configuration beside weights.
 
     Raises:
         UserError: where it does not parse to a mapping.
@@ -162,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def refusing(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong in building a network from a file's sizes becomes a ``UserError``: the file is not ``what``."""
+    """Turn whatever goes wrong in building a network from a file's sizes into a ``UserError``: the file is not ``what``."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:

@@ -37,7 +37,7 @@ AESTHETIC_HEAD = Path(str(files("overopt_bench.rewards") / "assets" / "laion_aes
 
 
 class ClipReward(PublishedReward):
-    """An image tower, and a text tower where the prompt counts."""
+    """A reward whose network is CLIP: its image tower, and its text tower where the prompt counts."""
 
     def __init__(self, model: nn.Module, clip: CLIPModel, tokenizer: CLIPTokenizer, weights_digest: str) -> None:
         super().__init__(model, weights_digest)
@@ -49,7 +49,7 @@ class ClipReward(PublishedReward):
         return clip_features(self.clip, images)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Ids ``[B, L]``, L at most 77; a long prompt is cut and keeps its end token."""
+        """Turn prompts into ids ``[B, L]``, L at most 77; a long prompt is cut and keeps its end token."""
         limit = int(self.clip.config.text_config.max_position_embeddings)
         whole = self.tokenizer(list(prompts), verbose=False).input_ids  # its own warning speaks of errors to come
         self.warn_cut(prompts, [len(ids) > limit for ids in whole], limit)
@@ -59,9 +59,9 @@ class ClipReward(PublishedReward):
         return torch.as_tensor(ids)
 
     def cosine(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosine of image and prompt, ``[B]``."""
-        words = text_embeddings(self.clip, self.tokens(prompts).to(pixels.device))
-        return (image_embeddings(self.clip, pixels) * words).sum(1)
+        """Compute the cosine of image and prompt, ``[B]``."""
+        text = text_embeddings(self.clip, self.tokens(prompts).to(pixels.device))
+        return (image_embeddings(self.clip, pixels) * text).sum(1)
 
 
 @register_reward(suite="sd")
@@ -102,7 +102,7 @@ class PickScore(ClipReward):
 
 
 class RegressionHead(nn.Module):
-    """Five Linear layers with dropout and no activation between them, so an affine map: ``[B, D]`` to ``[B]``.
+    """Five linear layers with dropout and no activation between them, an affine map from ``[B, D]`` to ``[B]``.
 
     The head of LAION's predictor and of ImageReward, under their key names. Sizes come from the state dict.
     """
@@ -121,7 +121,7 @@ class RegressionHead(nn.Module):
 
 
 class AestheticPredictor(nn.Module):
-    """CLIP's unit embedding and the head on it."""
+    """The head on CLIP's unit embedding, from normalised pixels ``[B, 3, side, side]`` to scores ``[B]``."""
 
     def __init__(self, clip: CLIPModel, head: RegressionHead) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from overopt_bench.types import DerivedReward, Resources, Reward, RewardParams
 
 
 class Ensemble(DerivedReward):
-    """What the three share. Before ``calibrate`` or ``load_calibration`` it cannot score."""
+    """A combination of standardised members; before ``calibrate`` or ``load_calibration`` it cannot score."""
 
     needs_base_samples = True
 
@@ -86,11 +86,11 @@ class Ensemble(DerivedReward):
         return self.combine((scores - mean) / std)
 
     def combine(self, scores: Tensor) -> Tensor:
-        """Standardised scores ``[K, B]`` of the members to scores ``[B]``."""
+        """Combine the members' standardised scores ``[K, B]`` into scores ``[B]``."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> Tensor:
-        """Those of the first member that has an encoder."""
+        """Give the features of the first member that has an encoder."""
         return super().features(images) if self._encoder is None else self._encoder.features(images)
 
     def weights_hash(self) -> str | None:
@@ -120,7 +120,7 @@ class Minimum(Ensemble):
 
 
 class UncertaintyParams(RewardParams):
-    """What ``uwo`` can be asked for with."""
+    """The parameters of ``uwo``."""
 
     lambda_: float = Field(
         0.5, alias="lambda", ge=0, allow_inf_nan=False,

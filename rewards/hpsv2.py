@@ -34,7 +34,7 @@ HPS_V2_1 = Repo(
 
 
 def architecture(folder: Path) -> dict[str, Any]:
-    """open_clip's configuration: ``open_clip_config.json`` beside the weights where there is one, else ViT-H-14."""
+    """Give open_clip's configuration: ``open_clip_config.json`` beside the weights where there is one, else ViT-H-14's."""
     import open_clip
 
     own = folder / "open_clip_config.json"
@@ -81,8 +81,8 @@ class HPSv2(PublishedReward):
         limit = int(self.tokenizer.context_length)
         self.warn_cut(prompts, [len(self.tokenizer.encode(p)) + 2 > limit for p in prompts], limit)
         ids = self.tokenizer(list(prompts)).to(pixels.device)
-        words = F.normalize(self.model.encode_text(ids), dim=-1)
-        return (self.encode_pixels(pixels) * words).sum(1)
+        text = F.normalize(self.model.encode_text(ids), dim=-1)
+        return (self.encode_pixels(pixels) * text).sum(1)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.model.encode_image(pixels), dim=-1)

@@ -55,7 +55,7 @@ class NamingNet(nn.Module):
 
 
 class QualityNet(nn.Module):
-    """How well drawn images ``[B, 3, 32, 32]`` in [0, 1] are: a logit ``[B]``, from fine and coarse statistics."""
+    """A network that rates how well drawn images ``[B, 3, 32, 32]`` in [0, 1] are: a logit ``[B]``, from fine and coarse statistics."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class QualityNet(nn.Module):
 
 
 class Member(nn.Module):
-    """One of the judge's members."""
+    """One of the judge's members: a network that names and one that rates."""
 
     def __init__(self, names: int, width: int) -> None:
         super().__init__()
@@ -83,14 +83,14 @@ class Member(nn.Module):
 
 
 class Names:
-    """The words that a judge knows, and which of them a prompt holds."""
+    """The names that a judge knows, and which of them a prompt holds."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.index = {name: k for k, name in enumerate(names)}
         self._longest = sorted(self.index, key=len, reverse=True)
 
     def find(self, prompt: str) -> int | None:
-        """The index of the longest name that stands in the prompt as whole words, in this case before any other case.
+        """Find the longest name that stands in the prompt as whole words, with the same capitals before any others; its index.
 
         The base model's tokenizer knows no case, so "Fox face" draws what "fox face" draws.
         """
@@ -103,7 +103,7 @@ class Names:
         return None
 
     def nearest(self, prompt: str) -> str:
-        """The name most like a prompt, or the first one where none is like it."""
+        """Give the name most like a prompt, or the first one where none is like it."""
         near = difflib.get_close_matches(prompt.lower(), self.index, n=1, cutoff=0.3)
         return near[0] if near else next(iter(self.index))
 
@@ -114,7 +114,7 @@ def known_names(resources: Resources) -> list[str]:
 
 
 class Judge(nn.Module):
-    """The ensemble. ``names`` are the words it knows; one more class means "nothing recognisable"."""
+    """The ensemble of members. It knows ``names``; one more class means "nothing recognisable"."""
 
     MEMBERS = 3
 
@@ -124,7 +124,7 @@ class Judge(nn.Module):
         self.members = nn.ModuleList(Member(len(names) + 1, width) for _ in range(self.MEMBERS))
 
     def name_of(self, prompt: str) -> int:
-        """The index of the name in a prompt; see ``Names.find``.
+        """Find the name in a prompt, as ``Names.find`` does; its index.
 
         Raises:
             ValueError: where there is none, which ``Human.check_prompts`` says before.
@@ -134,7 +134,7 @@ class Judge(nn.Module):
         return found
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Alignment and quality, each ``[B]`` in [0, 1], for images ``[B, 3, 32, 32]`` in [0, 1]."""
+        """Compute alignment and quality, each ``[B]`` in [0, 1], of images ``[B, 3, 32, 32]`` in [0, 1]."""
         target = torch.tensor([self.name_of(p) for p in prompts], device=images.device)
         images = images.contiguous(memory_format=torch.channels_last)
         follow(self, images)

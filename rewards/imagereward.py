@@ -45,18 +45,18 @@ VISION_NAMES = {
 
 
 def bert_tokenizer() -> BertTokenizer:
-    """``bert-base-uncased`` with BLIP's two tokens behind it, ``[DEC]`` 30522 and ``[ENC]`` 30523."""
+    """Make the tokenizer of ``bert-base-uncased`` with BLIP's two tokens behind it, ``[DEC]`` 30522 and ``[ENC]`` 30523."""
     from transformers import BertTokenizer
 
-    words = VOCABULARY.read_text(encoding="utf-8").split("\n")[:-1]
-    tokenizer = BertTokenizer(vocab={word: k for k, word in enumerate(words)})
+    vocabulary = VOCABULARY.read_text(encoding="utf-8").split("\n")[:-1]
+    tokenizer = BertTokenizer(vocab={word: k for k, word in enumerate(vocabulary)})
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return tokenizer
 
 
 def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The official state dict under the names of ``ImageRewardModel``: 620 of its 625 tensors.
+    """Rename the tensors of the official state dict to those of ``ImageRewardModel``: 620 of its 625.
 
     Left out: the buffer ``position_ids`` and the four tensors of two projections that the score does not use.
     """
@@ -117,13 +117,13 @@ class ImageRewardModel(nn.Module):
         self.head = RegressionHead(state["head.layers.0.weight"].shape[1])
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Raw scores ``[B]`` of pixels ``[B, 3, side, side]``, ids and mask ``[B, L]``."""
+        """Compute raw scores ``[B]`` of pixels ``[B, 3, side, side]``, ids and mask ``[B, L]``."""
         patches = self.vision(pixel_values=pixels).last_hidden_state  # [B, 1 + patches, width]
         everywhere = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
-        words = self.text(
+        text = self.text(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=patches, encoder_attention_mask=everywhere
         ).last_hidden_state
-        return torch.as_tensor(self.head(words[:, 0]))
+        return torch.as_tensor(self.head(text[:, 0]))
 
 
 @register_reward(suite="sd")
@@ -158,7 +158,7 @@ class ImageReward(PublishedReward):
         return (torch.as_tensor(self.model(pixels, tokens.input_ids, tokens.attention_mask)) - MEAN) / STD
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """The image encoder's class token, L2-normalised."""
+        """Give the image encoder's class token, L2-normalised: ``[B, D]``."""
         return F.normalize(self.model.vision(pixel_values=pixels).last_hidden_state[:, 0], dim=-1)
 
     def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:

@@ -14,7 +14,7 @@ from overopt_bench.types import Reward
 
 
 def jpeg_kilobytes(images: Tensor) -> Tensor:
-    """Size in kB (1000 bytes) of each image ``[B, 3, H, W]`` in [0, 1] as JPEG: ``[B]`` float32.
+    """Compute the size in kB (1000 bytes) of each image ``[B, 3, H, W]`` in [0, 1] as JPEG: ``[B]`` float32.
 
     Quality 95 and Pillow's other defaults, that is 4:2:0 chroma and no Huffman optimisation.
 

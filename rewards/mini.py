@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class AestheticHead(nn.Module):
-    """Embedding ``[B, 64]`` to a score ``[B]``. With non-linearities, unlike LAION's head, which is affine.
+    """A map from embeddings ``[B, 64]`` to scores ``[B]``; it has non-linearities, unlike LAION's head, which is affine.
 
     ``mean`` and ``std`` ``[64]`` standardise the embedding; they are those of the images that were rated.
     """
@@ -62,10 +62,10 @@ class CrossAttentionScorer(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         patches = self.clip.vision_model(pixel_values=images * 2 - 1).last_hidden_state  # [B, 65, D]
-        words = self.clip.text_model(input_ids=ids).last_hidden_state  # [B, 16, D]
+        text = self.clip.text_model(input_ids=ids).last_hidden_state  # [B, 16, D]
         end = self.clip.config.text_config.eos_token_id
         last = (ids == end).int().argmax(1)
-        query = words[torch.arange(len(ids)), last][:, None]  # the end token has seen the whole caption
+        query = text[torch.arange(len(ids)), last][:, None]  # the end token has seen the whole caption
         return torch.as_tensor(self.head(self.fuse(query, patches)[:, 0]).squeeze(1))
 
 
@@ -82,7 +82,7 @@ class SimilarityScorer(nn.Module):
 
 
 class MiniProxy(Reward):
-    """What the learned proxies share: the suite's tokenizer, their weights and an image encoder.
+    """A learned proxy with its weights, an image encoder and the suite's tokenizer.
 
     Files hold what was fitted; what was left frozen is the suite's own CLIP, which is not stored again.
     """

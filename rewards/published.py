@@ -38,18 +38,18 @@ class PublishedReward(Reward):
 
     @abstractmethod
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores ``[B]`` of normalised pixels ``[B, 3, side, side]``."""
+        """Score normalised pixels ``[B, 3, side, side]``: ``[B]``."""
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """L2-normalised features ``[B, D]`` of normalised pixels ``[B, 3, side, side]``."""
+        """Compute L2-normalised features ``[B, D]`` of normalised pixels ``[B, 3, side, side]``."""
         raise NotImplementedError(f"reward {self.name!r} has no encoder")
 
     def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """The official transform of RGB pictures of any size."""
+        """Apply the official transform to RGB pictures of any size: ``[B, 3, side, side]``."""
         return clip_pixels(pictures, self.side)
 
     def differentiable_pixels(self, images: Tensor) -> Tensor:
-        """The same for images ``[B, 3, H, W]`` in [0, 1], with gradients."""
+        """Apply the same to images ``[B, 3, H, W]`` in [0, 1], with gradients: ``[B, 3, side, side]``."""
         return differentiable_pixels(images, self.side)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -84,7 +84,7 @@ class PublishedReward(Reward):
         return self._digest
 
     def warn_cut(self, prompts: Sequence[str], cut: Sequence[bool], limit: int) -> None:
-        """One warning for the first prompt that the official tokenizer cuts; the rest are cut without a word."""
+        """Warn once, of the first prompt that the official tokenizer cuts; the rest are cut in silence."""
         long = [p for p, is_cut in zip(prompts, cut, strict=True) if is_cut]
         if long and not self._warned:
             self._warned = True

@@ -21,18 +21,18 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images ``[B, 3, H, W]`` in [0, 1] minus CLIP's mean, over its deviation."""
+    """Subtract CLIP's mean from images ``[B, 3, H, W]`` in [0, 1] and divide by its deviation."""
     mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
 
 
 def at_least_float32(images: Tensor) -> Tensor:
-    """Half precision is too coarse to resize in."""
+    """Give images in float32 or float64; half precision is too coarse to resize in."""
     return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Images ``[B, 3, H, W]`` in [0, 1] as 8-bit pictures, rounded as in DDPO's and TDPO's code.
+    """Turn images ``[B, 3, H, W]`` in [0, 1] into 8-bit pictures, rounded as in DDPO's and TDPO's code.
 
     Raises:
         FloatingPointError: for NaN, which would become black without a word.
@@ -44,14 +44,16 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size as ``[B, 3, H, W]`` in [0, 1]."""
+    """Turn RGB pictures of one size into images ``[B, 3, H, W]`` in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
 
 
 def resize_and_crop(picture: Image.Image, side: int, crop: str = "hub") -> Image.Image:
-    """OpenAI's path: shorter side to ``side`` by PIL's bicubic filter, then the centre.
+    """Resize the shorter side to ``side`` by PIL's bicubic filter and keep the centre, as OpenAI's code does.
 
     Args:
+        picture: RGB, of any size.
+        side: pixels.
         crop: where an odd number of pixels is left over, "hub" starts at their half rounded down, as the Hub's
             processors do; "torchvision" at the half rounded to even, as torchvision's ``CenterCrop``.
     """
@@ -64,13 +66,13 @@ def resize_and_crop(picture: Image.Image, side: int, crop: str = "hub") -> Image
 
 
 def clip_pixels(pictures: Sequence[Image.Image], side: int, crop: str = "hub") -> Tensor:
-    """The official input ``[B, 3, side, side]`` of CLIP, PickScore, the aesthetic predictor and ImageReward."""
+    """Make the official input ``[B, 3, side, side]`` of CLIP, PickScore, the aesthetic predictor and ImageReward."""
     with ThreadPoolExecutor() as threads:  # Pillow lets go of the interpreter while it resizes
         return normalise(to_tensor(list(threads.map(lambda p: resize_and_crop(p, side, crop), pictures))))
 
 
 def letterbox(images: Tensor, side: int, antialias: bool = True) -> Tensor:
-    """HPSv2's own transform of images ``[B, 3, H, W]`` in [0, 1]: the *longer* side to ``side``, black around it.
+    """Apply HPSv2's own transform to images ``[B, 3, H, W]`` in [0, 1]: the *longer* side to ``side``, black around it.
 
     Bicubic on floats, neither rounded nor clamped, as in its code; differentiable. ``antialias`` is what torchvision
     has done since 0.17 (January 2024); v2's published numbers were most likely made without.
@@ -86,7 +88,7 @@ def letterbox(images: Tensor, side: int, antialias: bool = True) -> Tensor:
 
 
 def differentiable_pixels(images: Tensor, side: int) -> Tensor:
-    """Images ``[B, 3, H, W]`` in [0, 1] to normalised input ``[B, 3, side, side]``, with gradients.
+    """Turn images ``[B, 3, H, W]`` in [0, 1] into normalised input ``[B, 3, side, side]``, with gradients.
 
     Antialiased bicubic on floats, clamped, then the centre: the official path but for its rounding to uint8.
     """

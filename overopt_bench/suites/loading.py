@@ -43,7 +43,7 @@ class WeightFile(NamedTuple):
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Loading bars of diffusers and transformers hide what a user should read."""
+    """Hide the loading bars of diffusers and transformers, which cover what a user should read."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -58,10 +58,10 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """``model_index.json``, where the class that it names is one of ``KINDS``.
+    """Read ``model_index.json``.
 
     Raises:
-        UserError: for anything else.
+        UserError: where it cannot be read, or the class that it names is none of ``KINDS``.
     """
     try:
         index = read_json(folder / "model_index.json")
@@ -74,7 +74,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_configs(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """The configuration files of a pipeline's parts, as ``pipelines.configs_of`` gives those of a loaded one.
+    """Read the configuration files of a pipeline's parts, as ``pipelines.configs_of`` gives those of a loaded one.
 
     Raises:
         UserError: where one is missing or does not parse.
@@ -88,7 +88,7 @@ def read_configs(folder: Path, index: Mapping[str, Any]) -> dict[str, dict[str, 
 
 
 def _class_of(part: str, index: Mapping[str, Any]) -> str | None:
-    """The class of a part, or None where a pipeline of that kind, or this one, has no such part."""
+    """Give the class of a part, or None where a pipeline of that kind, or this one, has no such part."""
     entry = index.get(part) if part in _parts(index) else None
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
@@ -98,10 +98,12 @@ def _parts(index: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def choose_weights(part: str, names: Collection[str], where: object) -> WeightFile:
-    """The weights of a part that are read: without a variant where there are such, as diffusers and transformers would.
+    """Choose the weights of a part, those without a variant where there are such, as diffusers and transformers would.
 
     Args:
-        names: paths of files in the pipeline's folder. where: that folder or repository, for the message.
+        part: of the pipeline, such as "unet".
+        names: paths of files in the pipeline's folder.
+        where: that folder or repository, for the message.
 
     Raises:
         UserError: where there are none in safetensors.
@@ -130,7 +132,7 @@ def choose_weights(part: str, names: Collection[str], where: object) -> WeightFi
 
 
 def weight_files(folder: Path) -> dict[str, WeightFile]:
-    """What is read of each part that has weights.
+    """Choose what is read of each part that has weights.
 
     Raises:
         UserError: where a part has none in safetensors.
@@ -141,7 +143,7 @@ def weight_files(folder: Path) -> dict[str, WeightFile]:
 
 
 def loaded_files(folder: Path) -> list[Path]:
-    """Every file of weights that ``load_pipeline`` reads, shards one by one.
+    """List every file of weights that ``load_pipeline`` reads, shards one by one.
 
     Raises:
         UserError: where one is missing.
@@ -157,7 +159,7 @@ def loaded_files(folder: Path) -> list[Path]:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The pipeline in a folder, in float32 on the CPU, without a safety checker.
+    """Load the pipeline in a folder, in float32 on the CPU, without a safety checker.
 
     Raises:
         UserError: where it does not load.
@@ -190,7 +192,7 @@ def load_pipeline(folder: Path) -> Any:
 
 
 def hub_patterns(names: Collection[str], where: str) -> list[str]:
-    """What to fetch of a Hub repository with these files: configurations, tokenizers, and the weights that are read.
+    """Say what to fetch of a Hub repository with these files: configurations, tokenizers, and the weights that are read.
 
     Raises:
         UserError: where a part has no weights in safetensors.

@@ -44,7 +44,7 @@ XL_FILES = {
 
 
 class StableDiffusionSuite(Suite):
-    """What all of them share: DDPO's animals as prompts, the published rewards, CLIP ViT-L/14 for diversity.
+    """A Stable Diffusion with DDPO's animals as prompts, the published rewards, and CLIP ViT-L/14 for diversity.
 
     ``repo`` is the base model's repository; None where a user's ``--model`` says it.
     """
@@ -119,7 +119,7 @@ class StableDiffusionSuite(Suite):
 
 @register_suite
 class SD14(StableDiffusionSuite):
-    """The model of DDPO's and TDPO's experiments."""
+    """Stable Diffusion 1.4, the model of DDPO's and TDPO's experiments."""
 
     name = "sd14"
     default_rank = 2
@@ -132,7 +132,7 @@ class SD14(StableDiffusionSuite):
 
 @register_suite
 class SD15(StableDiffusionSuite):
-    """The model of AlignProp's and Flow-GRPO's smaller experiments."""
+    """Stable Diffusion 1.5, the model of AlignProp's and Flow-GRPO's smaller experiments."""
 
     name = "sd15"
     summary = "Stable Diffusion v1.5 at 512 x 512 with the published rewards"
@@ -150,7 +150,7 @@ class SD15(StableDiffusionSuite):
 
 @register_suite
 class SDXL(StableDiffusionSuite):
-    """Two text encoders and added conditions; the VAE stays in float32."""
+    """Stable Diffusion XL, with two text encoders and added conditions; the VAE stays in float32."""
 
     name = "sdxl"
     summary = "Stable Diffusion XL 1.0 at 1024 x 1024 with the published rewards"
@@ -164,7 +164,7 @@ class SDXL(StableDiffusionSuite):
 
 @register_suite
 class AnyStableDiffusion(StableDiffusionSuite):
-    """``--model PATH_OR_ID``: a folder, or ``owner/name`` on the Hub, with ``@REVISION`` where one is meant."""
+    """The model that ``--model`` names: a folder, or ``owner/name`` on the Hub, with ``@REVISION`` where one is meant."""
 
     name = "sd"
     summary = "any Stable Diffusion 1, 2 or XL pipeline, a folder or a Hub id: --model PATH_OR_ID[@REVISION]"
@@ -193,20 +193,20 @@ class AnyStableDiffusion(StableDiffusionSuite):
         )
 
     def architecture(self) -> Architecture:
-        """Its own, but for the text encoders, whose size is little beside the rest."""
+        """Read the user's model's own; its text encoders are left out, since they are little beside the rest."""
         unet, vae = (read_json(self.folder / part / "config.json") for part in ("unet", "vae"))
         return Architecture(unet, vae, 0)
 
     @cached_property
     def image_size(self) -> int:
-        """What the pipeline draws: its U-Net's size times the VAE's factor."""
+        """Pixels of a side of what the pipeline draws: its U-Net's size times the VAE's factor."""
         configs = self.architecture()
         halvings = len(configs.vae.get("block_out_channels", (64,))) - 1
         return int(latent_side(configs.unet) * 2**halvings)
 
 
 def fetch_pipeline(model: str, revision: str | None) -> Path:
-    """The folder of a Hub repository's pipeline in the Hub's cache; what is not read is not fetched.
+    """Fetch a Hub repository's pipeline into the Hub's cache, without what is not read, and give its folder.
 
     Raises:
         UserError: where neither the Hub nor its cache has it, or it has no safetensors.

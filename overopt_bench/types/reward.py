@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class Reward(ABC):
-    """Scores images. One instance holds its weights; it never sees a policy.
+    """A judge of images. One instance holds its weights; it never sees a policy.
 
-    Class attributes:
-        name: registry name. differentiable: scores carry gradients to pixels.
+    Attributes:
+        name: in the registry.
+        differentiable: scores carry gradients to pixels.
         needs_prompt: False when the prompt is ignored.
         feature_dim: D of ``features``, or None where the reward has no encoder of its own.
         needs_base_samples: ``calibrate`` must be called with images of the base model first, or ``load_calibration``.
@@ -37,16 +38,16 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1] and B prompts to scores ``[B]`` float32; higher is better."""
+        """Score images ``[B, 3, H, W]`` in [0, 1] of B prompts: ``[B]`` float32; higher is better."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1] to L2-normalised features ``[B, D]`` of the frozen encoder."""
+        """Encode images ``[B, 3, H, W]`` in [0, 1] as L2-normalised features ``[B, D]`` of the frozen encoder."""
         raise NotImplementedError(f"reward {self.name!r} has no encoder")
 
     def score_pictures(
         self, pictures: Sequence[Image], prompts: Sequence[str], side: int, device: str | torch.device = "cpu"
     ) -> Tensor:
-        """Scores ``[B]`` of RGB pictures of any size: brought to ``side`` pixels with white around what is not square.
+        """Score RGB pictures of any size, brought to ``side`` pixels with white around what is not square: ``[B]``.
 
         Rewards that have an official transform of their own use that instead.
         """
@@ -95,7 +96,7 @@ class Reward(ABC):
         return [value for value in vars(self).values() if isinstance(value, nn.Module)]
 
     def weights_hash(self) -> str | None:
-        """SHA-256 of the weights file, for the record; None where there are no weights."""
+        """Give the SHA-256 of the weights file, for the record; None where there are no weights."""
         return None
 
 

@@ -28,13 +28,11 @@ class Suite(ABC):
     "heldout..." is evaluated and never trained on, others (such as "tuning") are for searching settings.
     ``gold`` is the reward that stands for the truth, evaluated in every run; ``image_size`` the pixels of a side.
     ``all_rewards`` says that a run evaluates every reward of the suite, not only its proxy and golds; ``knows_truth``
-    that ``gold`` is no estimate but the true reward of the suite's world, and is shown as that.
-    ``small`` says that its networks are so small that nothing need be saved: activations are kept, whole rounds are
-    timed, a CPU is enough. ``default_rank`` is above 0 for suites that may be taken where none is asked for: of those
-    that can run here, the one of the highest rank.
+    that ``gold`` is no estimate but the true reward, which is known there, and is shown as that.
 
     Args:
-        weights: a folder to read weights from instead of the usual places. model: for suites that take one.
+        weights: a folder to read weights from instead of the usual places.
+        model: the base model, for suites that take one.
     """
 
     name: ClassVar[str]
@@ -55,20 +53,20 @@ class Suite(ABC):
 
     @classmethod
     def family(cls) -> str:
-        """The name under which its rewards are registered: its own, or that of several suites with the same ones."""
+        """Give the name under which its rewards are registered: its own, or that of several suites with the same ones."""
         return cls.name
 
     def repos(self) -> list[Repo]:
-        """The Hub repositories that its base model and ``clip_features`` are read from."""
+        """List the Hub repositories that its base model and ``clip_features`` are read from."""
         return []
 
     def architecture(self) -> Architecture | None:
-        """The configs of its U-Net and VAE, to say what a run costs; None where nobody needs to know."""
+        """Give the configs of its U-Net and VAE, to say what a run costs; None where nobody needs to know."""
         return None
 
     @classmethod
     def takes_model(cls) -> bool:
-        """Whether the base model is the user's choice."""
+        """Say whether the base model is the user's choice."""
         return False
 
     def pipeline_folder(self) -> Path | None:
@@ -86,11 +84,11 @@ class Suite(ABC):
 
     @abstractmethod
     def missing(self) -> str | None:
-        """None when the suite can run here, else one line: what is missing and how to get it."""
+        """Say in one line what is missing and how to get it; None when the suite can run here."""
 
     @abstractmethod
     def pipeline(self) -> Any:
-        """A fresh ``StableDiffusionPipeline`` in float32 on the CPU."""
+        """Load a fresh ``StableDiffusionPipeline`` in float32 on the CPU."""
 
     def schedule(self, num_steps: int, eta: float, device: str) -> Schedule | None:
         """The mathematics of its sampler; None, as here, is DDIM on the betas of the pipeline's scheduler.
@@ -104,7 +102,7 @@ class Suite(ABC):
 
     @abstractmethod
     def clip_features(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [0, 1] to L2-normalised embeddings ``[B, D]`` of the suite's CLIP.
+        """Embed images ``[B, 3, H, W]`` in [0, 1] as L2-normalised vectors ``[B, D]`` of the suite's CLIP.
 
         Used for diversity, and by critics whose proxy has no encoder. Differentiable.
         """
@@ -116,4 +114,4 @@ class Suite(ABC):
 
     @abstractmethod
     def weights_hashes(self) -> dict[str, str]:
-        """SHA-256 of each base weights file, for the record."""
+        """Give the SHA-256 of each base weights file, for the record."""

@@ -1,4 +1,4 @@
-"""The embedded suite: a real StableDiffusionPipeline of small parts, in a world whose true reward is known."""
+"""The embedded suite: a real StableDiffusionPipeline of small parts, with a true reward that is known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MiniSuite(Suite):
         return read_settings(SETTINGS).get(algorithm, {})
 
     def asset(self, name: str) -> Path:
-        """A file of the suite.
+        """Find a file of the suite.
 
         Raises:
             UserError: where it is missing.
