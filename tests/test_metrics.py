@@ -11,11 +11,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from fake_runs import write_run
+from hostile import HOSTILE
 from torch import Tensor
 
 from overopt_bench import cli, registry
+from overopt_bench.commands.list import describe
 from overopt_bench.evaluation.measuring import load_metrics, measure, probe_foreign_metrics
 from overopt_bench.registry import get_suite, register_metric
+from overopt_bench.report import curves, layout
+from overopt_bench.report.groups import group_runs
+from overopt_bench.report.load import find_runs
+from overopt_bench.report.measured import measured, metrics_table
 from overopt_bench.types import Evaluation, Metric, Number
 
 SHARPNESS = Path(__file__).parent / "plugins" / "sharpness.py"
@@ -176,3 +183,38 @@ def test_somebody_elses_metric_is_recorded_drawn_and_tabled(
     assert table.loc["train/kl_per_sharpness", "better"] == "lower"
     page = (tmp_path / "report" / "index.html").read_text()
     assert "Difference of neighbours &lt;b&gt;&amp;&lt;/b&gt; $x_1$" in page and 'alt="Sharpness of the images"' in page
+
+
+def test_what_a_record_says_of_metrics_is_taken_for_text_and_for_no_more(tmp_path: Path) -> None:
+    """A stranger's record, whose description is hostile or malformed, costs no more than what cannot be read."""
+    number = {"name": "odd", "title": HOSTILE[0], "unit": HOSTILE[1], "better": "sideways"}
+    numbers = [number, {"name": "gone", "title": "never recorded", "unit": "", "better": None}, {"name": 3}, "x", None]
+    described = {"../up": {"title": 7, "numbers": numbers}, "none": {"numbers": "x"}, "text": "y", "list": [1]}
+    folder = write_run(tmp_path / "results", sessions=[{"queries": 0, "metrics": described}, {"metrics": [1]}])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for k, line in enumerate(lines):
+        line |= {"train/odd": float(k)} if line["event"] == "eval" else {}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = group_runs(find_runs([tmp_path / "results"]))
+    assert [metric.name for metric in measured(group)] == ["kl", "diversity", "../up"]
+    (odd,) = measured(group)[2].numbers.values()
+    assert odd == Number("odd", HOSTILE[0], HOSTILE[1]) and measured(group)[2].title == HOSTILE[0]
+    row = metrics_table(group).set_index("recorded as").loc["train/odd"]
+    assert (row["at start"].value, row["at end"].value, row["better"]) == (1.0, 9.0, "")
+    with layout.drawing():
+        figure = curves.metric(group, measured(group)[2])
+        saved = layout.save(figure, tmp_path / "figures", "metric_../up")
+    assert figure.axes[0].get_ylabel() == HOSTILE[1] and saved.parent == tmp_path / "figures"
+
+
+def test_list_says_what_metrics_there_are() -> None:
+    said = describe("metrics").splitlines()
+    assert [line.split()[0] for line in said if line.startswith("  ") and line[2] != " "] == [
+        "scores",
+        "kl",
+        "diversity",
+    ]
+    assert (
+        "      diversity                  Diversity within a prompt; mean pairwise CLIP cosine distance; higher is better"
+        in said
+    )

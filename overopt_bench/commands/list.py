@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from overopt_bench import presets
 from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.registry import algorithms, mitigations, rewards, suites
+from overopt_bench.registry import algorithms, metrics, rewards, suites
 from overopt_bench.types import Algorithm, Reward
 
-KINDS = ("algorithms", "mitigations", "rewards", "suites", "presets")
+KINDS = ("algorithms", "rewards", "metrics", "suites", "presets")
 
 
 def describe(what: str | None = None) -> str:
@@ -28,7 +28,7 @@ def describe(what: str | None = None) -> str:
     if what == "presets":
         return "\n\n".join(f"{name}:\n{presets.text(name)}".rstrip() for name in presets.names())
     blocks = {
-        "algorithms": _algorithms, "mitigations": _mitigations, "rewards": _rewards, "suites": _suites, "presets": _presets
+        "algorithms": _algorithms, "rewards": _rewards, "metrics": _metrics, "suites": _suites, "presets": _presets
     }  # fmt: skip
     return "\n\n".join("\n".join([kind, *blocks[kind]()]) for kind in KINDS if what in (None, kind))
 
@@ -74,6 +74,16 @@ def _rewards() -> Iterator[str]:
         for name, field in derived.Params.named_fields().items():
             yield f"      {f'{name}={field.default!r}':<34} {field.description or ''}; as in {kind}@{name}={field.default}:A+B"
     yield from _broken(rewards.broken)
+
+
+def _metrics() -> Iterator[str]:
+    """Yield each metric, then a line for each of its numbers: unit, and which way is up."""
+    for cls in metrics.in_order():
+        yield f"  {cls.name:<12} {_first_line(cls)}"
+        for number in cls.numbers:
+            facts = [number.unit, f"{number.better} is better" if number.better else ""]
+            yield f"      {number.name:<26} {'; '.join([number.title, *filter(None, facts)])}"
+    yield from _broken(metrics.broken)
 
 
 def _suites() -> Iterator[str]:

@@ -59,12 +59,12 @@ def _read(described: Mapping[str, Any]) -> tuple[str, tuple[Number, ...]]:
     listed = described.get("numbers")
     numbers = []
     for entry in listed if isinstance(listed, list) else []:
-        match entry:
-            case {"name": str(name), "title": str(heading), "unit": str(unit), **rest}:
-                better = next((way for way in get_args(Better) if way == rest.get("better")), None)
-                numbers.append(Number(name, heading, unit, better))
-    title = described.get("title")
-    return title if isinstance(title, str) else "", tuple(numbers)
+        facts = entry if isinstance(entry, dict) else {}
+        name, title, unit, better = (facts.get(key) for key in ("name", "title", "unit", "better"))
+        if isinstance(name, str) and isinstance(title, str) and isinstance(unit, str):
+            numbers.append(Number(name, title, unit, better if better in get_args(Better) else None))
+    heading = described.get("title")
+    return heading if isinstance(heading, str) else "", tuple(numbers)
 
 
 def metrics_table(group: Group, split: str = "train") -> pd.DataFrame:
@@ -80,7 +80,7 @@ def metrics_table(group: Group, split: str = "train") -> pd.DataFrame:
         if curves:
             first, last = (np.array([values[end] for values in curves]) for end in (0, -1))
             rows.append({
-                "proxy": proxy, "number": number.title, "unit": number.unit or None, "better": number.better,
+                "proxy": proxy, "number": number.title, "unit": number.unit, "better": number.better or "",
                 "algorithm": label, "seeds": len(curves), "at start": over_seeds(first), "at end": over_seeds(last),
                 "change": over_seeds(last - first), "recorded as": key,
             })  # fmt: skip
