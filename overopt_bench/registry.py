@@ -36,7 +36,7 @@ MetricClass = TypeVar("MetricClass", bound="type[Metric]")
 
 
 def is_foreign(cls: type) -> bool:
-    """Whether a class is somebody else's: of a plugin or of another package."""
+    """Say whether a class is somebody else's: of a plugin or of another package."""
     return not cls.__module__.startswith("overopt_bench.")
 
 
@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         return sorted({name for owner, name in self.classes() if owner in (None, suite)})
 
     def in_order(self) -> list[type[T]]:
-        """Every class: this package's own as they were registered, then all others by name."""
+        """List every class: this package's own as they were registered, then all others by name."""
         classes = self.classes().items()
         own = [cls for _, cls in classes if not is_foreign(cls)]
         return own + [cls for _, cls in sorted(classes, key=lambda item: item[0][1]) if is_foreign(cls)]

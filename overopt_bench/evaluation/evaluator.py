@@ -52,7 +52,9 @@ def evaluate_split(
     """Draw the images of one split and ask the rewards about them.
 
     Args:
-        sampler: what draws. split: which prompts and noise. rewards: by name.
+        sampler: what draws.
+        split: which prompts and noise.
+        rewards: all that are asked, by name.
         encoder: the suite's CLIP, images ``[B, 3, H, W]`` to unit features ``[B, D]``; called where a metric asks.
         with_kl: measure the KL of each step to the base model, where the sampler can.
         world: the processes that share the scoring; this one alone where None.
@@ -112,7 +114,7 @@ class Evaluator:
         cls, policy: DiffusionPolicy, suite: Suite, rewards: Mapping[str, Reward], training_prompts: Sequence[str],
         *, images: int, eval_seed: int,
     ) -> Evaluator:  # fmt: skip
-        """The evaluator of a policy on a suite: its training prompts, and all that the suite holds out."""
+        """Make the evaluator of a policy on a suite: on its training prompts, and on all that the suite holds out."""
         return cls(
             PolicySampler(policy), rewards, suite.clip_features, evaluation_prompts(suite, training_prompts),
             images=images, eval_seed=eval_seed, base=PolicySampler(policy, base=True), world=policy.world,
@@ -124,7 +126,7 @@ class Evaluator:
         return () if self.sampler.lacks_kl is None else (f"no path KL: {self.sampler.lacks_kl}",)
 
     def base_samples(self, count: int = CALIBRATION_IMAGES) -> tuple[Tensor, tuple[str, ...]]:
-        """``count`` images of the base model ``[count, 3, H, W]`` over all training prompts, and their prompts.
+        """Draw ``count`` images ``[count, 3, H, W]`` of the base model over all training prompts; give them and their prompts.
 
         Rewards are standardised on them. Their noise is that of no evaluation, and the same whenever they are drawn.
 

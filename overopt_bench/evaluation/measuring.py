@@ -38,7 +38,7 @@ def _made(cls: type[Metric]) -> Metric:
 
 
 def summary(key: str, values: Tensor) -> dict[str, float]:
-    """Mean, standard error and count of values ``[B]``, under ``key``."""
+    """Give mean, standard error and count of values ``[B]``, under ``key``."""
     spread = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
     return {f"{key}/mean": values.mean().item(), f"{key}/stderr": spread, f"{key}/count": len(values)}
 

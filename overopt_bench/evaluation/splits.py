@@ -32,13 +32,13 @@ class Split:
 
 
 def evaluation_prompts(suite: Suite, training_prompts: Sequence[str]) -> dict[str, Sequence[str]]:
-    """The prompts that a run on a suite is evaluated on, by split: those of its training, then all held-out ones."""
+    """Give the prompts that a run on a suite is evaluated on, by split: those of its training, then all held-out ones."""
     held_out = {name: prompts for name, prompts in suite.prompts.items() if name.startswith("heldout")}
     return {"train": training_prompts, **held_out}
 
 
 def image_noise(eval_seed: int, prompt: str, index: int, shape: tuple[int, ...]) -> Tensor:
-    """The noise of one image: depends on nothing but (evaluation seed, prompt, number)."""
+    """Draw the noise of one image, which depends on nothing but (evaluation seed, prompt, number)."""
     return torch.randn(shape, generator=Generator().manual_seed(stable_seed("eval", eval_seed, prompt, index)))
 
 

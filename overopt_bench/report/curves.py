@@ -115,7 +115,7 @@ def _figure(
 
 
 def metric(group: Group, shown: Measured) -> Figure:
-    """A metric's numbers along the budget, a panel for each, by the names that their metric gives them."""
+    """Draw a metric's numbers along the budget, a panel for each, by the names that their metric gives them."""
     figure, axes, columns = panels_per_proxy(group, len(shown.numbers), shown.title)
     for proxy, own in columns.items():
         for ax, (key, number) in zip(own, shown.numbers.items(), strict=True):

@@ -57,7 +57,7 @@ class Run:
         return {name: described for name, described in pairs if isinstance(described, dict)}
 
     def key(self, split: str, number: str) -> str | None:
-        """The name that the record gives a metric's number, or its mean over images; None where it has neither."""
+        """Find the name under which a metric's number, or its mean over images, is recorded; None where neither is."""
         rows, name = self.of("eval"), f"{split}/{number}"
         return next((key for key in (name, f"{name}/mean") if any(row.get(key) is not None for row in rows)), None)
 

@@ -37,7 +37,7 @@ class Measured:
 
 
 def measured(group: Group, split: str = "train") -> list[Measured]:
-    """The metrics whose numbers any run of a group recorded, this package's first.
+    """List the metrics whose numbers any run of a group recorded, this package's first.
 
     The scores of rewards are not among them: they are the proxy and the golds of figures of their own.
     """
@@ -68,7 +68,7 @@ def _read(described: Mapping[str, Any]) -> tuple[str, tuple[Number, ...]]:
 
 
 def metrics_table(group: Group, split: str = "train") -> pd.DataFrame:
-    """Per proxy, algorithm and number: its value at the start and at the end, and the change from one to the other.
+    """Tabulate each number by proxy and algorithm: at the start, at the end, and the change from one to the other.
 
     Values are means over the seeds that recorded it, with 95 % t intervals; a single seed has none.
     """
