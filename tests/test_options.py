@@ -192,6 +192,8 @@ def test_speed_comes_from_the_command_line_then_the_file_then_the_preset(
     file.write_text("micro_batch: 8\nparams: {lr: 0.25}\n")
     assert read() == (16, 4, 0.5)
     assert read(config=file) == (8, 8, 0.25)
+    (tmp_path / "none.yaml").write_text("micro_batch: null\n")
+    assert read(config=tmp_path / "none.yaml") == (16, 4, 0.5)
     assert read(config=file, micro_batch=2, set=["lr=0.125"]) == (2, 2, 0.125)
 
 

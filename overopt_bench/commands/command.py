@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from overopt_bench.config import explain
 from overopt_bench.options import describe, is_option, note
 
 P = ParamSpec("P")
@@ -44,8 +45,6 @@ def checked(model: type[M], values: Mapping[str, Any]) -> M:
     Raises:
         UserError: one line for whatever is wrong.
     """
-    from overopt_bench.config import explain
-
     try:
         return model(**values)
     except ValidationError as error:

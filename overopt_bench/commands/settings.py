@@ -142,7 +142,7 @@ class Options:
             UserError: where a preset's value is out of range.
         """
         own = {k: v for k, v in self.per_algorithm.get(algo, {}).items() if k in Runtime.model_fields}
-        asked = self.runtime.model_dump(exclude_unset=True)
+        asked = self.runtime.model_dump(exclude_unset=True, exclude_none=True)
         return checked(Runtime, {**self.recommended, **own, **asked})
 
 
