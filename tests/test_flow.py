@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from formula import FormulaPolicy, prompts
 from torch import Tensor
 from toy_policy import context
 
+from overopt_bench import cli
 from overopt_bench.algorithms.ddpo import DDPO
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.registry import get_suite
+from overopt_bench.suites.mini import MiniSuite
 from overopt_bench.types import Prediction, Transition
 
 
@@ -104,3 +108,32 @@ def test_ddpo_trains_the_mini_network_as_a_flow() -> None:
             base = policy.transition(after.latents[:, 1], torch.ones_like(rows), ["fox"] * 3)
     own = policy.transition(after.latents[:, 1], torch.ones_like(rows), ["fox"] * 3)
     assert (own.kl(base) > 0).all()
+
+
+@pytest.mark.slow
+def test_a_suite_brings_its_schedule_to_a_run_and_to_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float, str]] = []
+
+    def schedule(self: MiniSuite, num_steps: int, eta: float, device: str) -> FlowSchedule:
+        asked.append((num_steps, eta, device))
+        return flow(num_steps, eta)
+
+    monkeypatch.setattr(MiniSuite, "schedule", schedule)
+    words = (
+        "--algo ddpo --proxy aesthetic --num-steps 3 --eta 0.7 --budget 8 --eval-points 2 --eval-images 4 --device cpu"
+    )
+    settings = ["--set", "samples_per_epoch=8", "--set", "images_per_prompt=2"]
+    assert cli.main(["run", *words.split(), *settings, "--suite", "mini", "--out", str(tmp_path)]) == 0
+    (run,) = tmp_path.glob("mini/aesthetic/ddpo/seed0")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (update,) = [row for row in rows if row["event"] == "train"]
+    assert update["clipfrac/first"] == 0 and update["grad_norm"] > 0
+    policies: list[DiffusionPolicy] = []
+    made = DiffusionPolicy.__init__
+    monkeypatch.setattr(
+        DiffusionPolicy, "__init__", lambda self, *a, **k: (policies.append(self), made(self, *a, **k))[1]
+    )
+    assert cli.main(["sample", str(run), "--prompt", "fox", "--count", "1", "--device", "cpu"]) == 0
+    assert asked == [(3, 0.7, "cpu")] * 2 and isinstance(policies[0].schedule, FlowSchedule)
