@@ -1,5 +1,5 @@
 """Scores against truth from outside: golden scores of LAION's head (NumPy, float64), and ``transformers``' own CLIP in float64
-under the formula of PickScore's page. The authors' packages are in ``test_against_official.py``.
+under the formula of PickScore's page. The authors' packages are in ``test_against_official_*.py``.
 """
 
 from __future__ import annotations
