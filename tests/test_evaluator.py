@@ -63,7 +63,7 @@ def policy() -> DiffusionPolicy:
     """Mini's, with an adapter that does something."""
     policy = DiffusionPolicy(
         get_suite("mini").pipeline(), num_steps=3, guidance_scale=1.5, eta=1.0, lora_rank=2, lora_alpha=2, seed=0,
-        runtime=Runtime("cpu"),
+        runtime=Runtime(device="cpu"),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.trainable():
