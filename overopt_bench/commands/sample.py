@@ -89,9 +89,13 @@ def plan(prompts: Sequence[str], count: int, seed: int) -> list[Drawing]:
 def trained_policy(
     run: Path, config: RunConfig, suite: Suite, runtime: Runtime, rewards: Iterable[Reward] = ()
 ) -> DiffusionPolicy:
-    """The policy of a run as it trained: base model, precision, sampler, and the adapter that it saved.
+    """Load the policy of a run as it trained: base model, precision, sampler, and the adapter that it saved.
 
     Args:
+        run: the run folder.
+        config: the configuration of the run.
+        suite: gives the base model.
+        runtime: where to compute.
         rewards: what will be on the device besides; counts where micro-batches are chosen.
 
     Raises:
@@ -161,14 +165,15 @@ def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, ru
 
 
 def file_name(drawing: Drawing, origin: str) -> str:
-    """A name that no other image has, on disks that ignore case too: what can be read of the prompt, and a hash.
+    """Make a name that no other image has, on disks that ignore case too: what can be read of the prompt, and a hash.
 
     Args:
+        drawing: the image.
         origin: what stands for the policy, so that runs that are sampled into one folder keep their own images.
     """
-    words = re.sub(r"[^a-z0-9]+", "-", drawing.prompt.lower())[:40].strip("-")
+    readable = re.sub(r"[^a-z0-9]+", "-", drawing.prompt.lower())[:40].strip("-")
     mark = hashlib.sha256(f"{origin}\n{drawing.prompt}".encode()).hexdigest()[:12]
-    return "-".join([*([words] if words else []), mark, str(drawing.seed), str(drawing.index)]) + ".png"
+    return "-".join([*([readable] if readable else []), mark, str(drawing.seed), str(drawing.index)]) + ".png"
 
 
 def read_index(path: Path) -> dict[str, dict[str, str]]:

@@ -66,10 +66,15 @@ class World:
                 yield part
 
     def map(self, work: Callable[[Tensor], tuple[Tensor, ...]], n: int, size: int) -> tuple[Tensor, ...]:
-        """``work`` on all of 0..n-1, in micro-batches of ``size`` and shared out; its results ``[n, ...]``, on all processes.
+        """Do ``work`` on all of 0..n-1, in micro-batches and shared out among processes.
 
         Args:
             work: micro-batch of indices ``[m]`` to tensors ``[m, ...]``.
+            n: how many indices there are.
+            size: the largest m.
+
+        Returns:
+            The results ``[n, ...]`` in order, on all processes.
         """
         done = [work(part) for part in self.parts(n, size)]
         own = tuple(torch.cat(columns) for columns in zip(*done, strict=True))

@@ -96,13 +96,16 @@ def prediction_of(scheduler: Mapping[str, Any]) -> PredictionType:
 def make_schedule(
     scheduler: dict[str, Any], num_steps: int, eta: float, device: str | torch.device = "cpu"
 ) -> DDIMSchedule:
-    """The schedule of ``num_steps`` steps for a checkpoint.
+    """Make the schedule of ``num_steps`` steps for a checkpoint.
 
     Betas, prediction and spacing are the checkpoint's, whatever sampler it names; x_0 is never clipped. A list that
     ends in timestep 0 (``linspace``, and ``leading`` with offset 0) ends in 1 instead: a step from 0 has no noise.
 
     Args:
         scheduler: the configuration of the checkpoint's scheduler, as diffusers' ``scheduler.config`` has it.
+        num_steps: T.
+        eta: the noise of every step, in [0, 1].
+        device: where the timesteps and alphas are.
 
     Raises:
         UserError: where the checkpoint's timesteps are too few for so many steps, its betas are no schedule, or its
