@@ -164,8 +164,8 @@ def test_a_stop_in_an_evaluation_gives_it_up(tmp_path: Path, monkeypatch: pytest
     def stopping(self: Any) -> Any:
         calls[0] += 1
         if calls[0] == 2:
-            sample = self.policy.sample
-            monkeypatch.setattr(self.policy, "sample", lambda *a, **k: (sample(*a, **k), signal.raise_signal(2))[0])
+            draw = self.sampler.draw
+            monkeypatch.setattr(self.sampler, "draw", lambda *a, **k: (draw(*a, **k), signal.raise_signal(2))[0])
         return call(self)
 
     with monkeypatch.context() as patched:
