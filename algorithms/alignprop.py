@@ -6,13 +6,14 @@ With ``truncation=fixed`` it is DRaFT-K (Clark et al. 2024, arXiv 2309.17400) fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from overopt_bench.registry import register_algorithm
-from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
+from overopt_bench.types import Algorithm, AlgorithmParams, ChainRows, ImageCost, TrainContext
 
 
 class AlignPropParams(AlgorithmParams):
@@ -53,6 +54,7 @@ class AlignProp(Algorithm):
     )
     paper = "2310.03739"
     Params = AlignPropParams
+    hooks = frozenset({"reward", "loss"})
     params: AlignPropParams
     needs_gradient = True
     recomputes = True  # [paper]
@@ -64,11 +66,15 @@ class AlignProp(Algorithm):
 
     @classmethod
     def cost(cls, params: AlignPropParams, num_steps: int) -> ImageCost:
-        mean = {
-            "random": (num_steps + 1) / 2, "normal": max(1.0, 0.16 * num_steps + 0.5), "full": num_steps,
-            "fixed": min(params.grad_steps, num_steps),
-        }  # fmt: skip
-        return ImageCost(backpropagated=mean[params.truncation])
+        if params.truncation == "random":
+            steps = (num_steps + 1) / 2
+        elif params.truncation == "normal" and num_steps > 1:  # the mean of draw_grad_steps, redraws included
+            below = [NormalDist(0.84 * num_steps, 0.1 * num_steps).cdf(k) for k in range(num_steps + 1)]
+            cut = sum(k * (below[k + 1] - below[k]) for k in range(1, num_steps))
+            steps = num_steps - cut / (below[num_steps] - below[1])
+        else:
+            steps = min(params.grad_steps, num_steps) if params.truncation == "fixed" else num_steps
+        return ImageCost(backpropagated=steps)
 
     def step(self) -> dict[str, float]:
         n = min(self.params.batch_size, self.ctx.budget_left())
@@ -80,11 +86,14 @@ class AlignProp(Algorithm):
         for part in world.parts(n, self.ctx.micro_batch):
             words = [prompts[k] for k in part.tolist()]
             # x_0 .. x_{T-K} without a graph, the last K steps and the decoder with one
-            images = policy.rollout_from(
-                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.ctx.checkpoint
-            ).images  # [m, 3, H, W], differentiable
-            r = self.ctx.proxy(images, words)  # [m]
-            loss = -r if self.params.loss == "maximise" else (r - self.params.target).abs()
+            chains = policy.rollout_from(
+                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.ctx.checkpoint,
+                with_kl=self.ctx.mitigations.reads_kl("reward", "loss"),
+            )  # images [m, 3, H, W], differentiable  # fmt: skip
+            r = self.ctx.proxy(chains.images, words)  # [m]
+            learned = self.ctx.mitigations.reward(r, chains)  # [m]
+            loss = -learned if self.params.loss == "maximise" else (learned - self.params.target).abs()
+            loss = loss + self.ctx.mitigations.penalty(ChainRows(chains))
             loss = self.params.loss_coefficient * loss.sum() / n
             self.optimizer.backward_part(loss)
             r, loss = r.detach().double().cpu(), loss.detach().double().cpu()

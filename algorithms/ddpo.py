@@ -62,6 +62,7 @@ class DDPO(Algorithm):
     summary = "policy gradient over denoising steps with clipped importance sampling (or reinforce)"
     paper = "2305.13301"
     Params = DDPOParams
+    hooks = frozenset({"reward", "advantages", "loss"})
     params: DDPOParams
 
     def __init__(self, ctx: TrainContext, params: DDPOParams) -> None:

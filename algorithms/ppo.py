@@ -12,10 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor
 
 from overopt_bench.compute.moments import standardise
-from overopt_bench.types import AlgorithmParams, TrainContext, Transition
+from overopt_bench.types import AlgorithmParams, TrainContext, Transition, TransitionRows
 
 Reduction = Literal["mean", "sum"]
-HOOKS: frozenset[Hook] = frozenset({"reward", "advantages", "loss", "stop"})  # where both call their mitigations
 
 
 class SurrogateParams(AlgorithmParams):
@@ -66,7 +65,7 @@ class PolicyUpdater:
 
     def __init__(self, ctx: TrainContext, params: SurrogateParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator
-        self.micro_batch, self.checkpoint = ctx.micro_batch, ctx.checkpoint
+        self.micro_batch, self.checkpoint, self.mitigations = ctx.micro_batch, ctx.checkpoint, ctx.mitigations
         self.optimizer = ctx.policy_optimizer(lr, params.weight_decay, params.max_grad_norm)
         self.dimensions = math.prod(ctx.policy.latent_shape)
 

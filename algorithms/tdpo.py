@@ -51,6 +51,7 @@ class TDPO(Algorithm):
     paper = "2402.08552"
     Params: ClassVar[type[AlgorithmParams]] = TDPOParams
     params: TDPOParams
+    hooks = frozenset({"reward", "advantages", "loss"})
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
         super().__init__(ctx, params)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import Field, ValidationError
 
 from overopt_bench.compute.runtime import Runtime
-from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.errors import UserError, explain, unknown_name
 from overopt_bench.options import RunFolder, RunIdentity, RunSettings, note, option
 from overopt_bench.prompts.tidy import overlap, tidy
 from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, mitigations, rewards, suites
@@ -23,6 +23,7 @@ from overopt_bench.text import read_text
 if TYPE_CHECKING:
     from overopt_bench.types import Algorithm, Suite
 
+MEMORY_PARAMS = frozenset({"micro_batch", "checkpoint"})  # parameters in early records; options of the machine today
 LONGEST_NAME = 200  # bytes of a model in a folder's name; file systems allow 255 for the whole
 
 
@@ -56,8 +57,7 @@ class RunConfig(RunFolder, RunSettings, RunIdentity):
         fields = type(self).model_fields
         unused = {k for k, field in fields.items() if note(field, "later") and getattr(self, k) == field.get_default()}
         content = self.model_dump(mode="json", exclude=unused)
-        skip = memory_only(self.algo)
-        content["params"] = {k: v for k, v in content["params"].items() if k not in skip}
+        content["params"] = {k: v for k, v in content["params"].items() if k not in MEMORY_PARAMS}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -73,21 +73,6 @@ def _file_name(text: str, also: str = "") -> str:
         return name
     end = os.fsencode(name)[-LONGEST_NAME // 2 :].decode(errors="ignore")
     return f"{hashlib.sha256(os.fsencode(text)).hexdigest()[:12]}-{end}"
-
-
-def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
-    """A pydantic error as one readable line; ``what`` opens each part, ``allowed`` are the field names."""
-    parts = []
-    for item in error.errors():
-        name = ".".join(str(x) for x in item["loc"]) or "value"
-        if item["type"] == "extra_forbidden":
-            parts.append(str(unknown_name(f"{what} parameter".strip(), name, allowed)))
-        elif item["type"] == "missing":
-            parts.append(f"{what} {name} is required".strip())
-        else:
-            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            parts.append(f"{what} {name}={item['input']!r}: {message}".strip())
-    return UserError("; ".join(parts))
 
 
 def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
@@ -180,7 +165,9 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
     chosen = resolve_mitigations(algo, values["mitigation"])
     try:
-        return RunConfig(**{**defaults, **values, "gold": gold, "params": params, "mitigation": chosen})
+        return RunConfig(
+            **{**defaults, **values, "proxy": proxy.name, "gold": gold, "params": params, "mitigation": chosen}
+        )
     except ValidationError as error:
         raise explain(error, "", RunConfig.model_fields) from None
 

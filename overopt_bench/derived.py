@@ -29,7 +29,11 @@ def parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str
     for setting in settings:
         name, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or not name:
-            raise UserError(f"{kind}@{setting}: write name=value, such as {kind}@name=0.1:aesthetic+pickscore")
+            example = next((f"{kind}@{n}={field.default}" for n, field in params.named_fields().items()), None)
+            hint = (
+                f"write name=value, such as {example}:aesthetic+pickscore" if example else f"{kind} has no parameters"
+            )
+            raise UserError(f"{kind}@{setting}: {hint}")
         if name in given:
             raise UserError(f"{kind}@{setting}: {name} is given twice")
         given[name] = value

@@ -160,6 +160,10 @@ class RunSettings(SuiteDefaults, Task):
     budget_unit: BudgetUnit = option(
         "What the budget counts: queries (images scored by the proxy), nfe (U-Net evaluations) or seconds.", "queries"
     )
+    mitigation: Names = option(
+        "What holds overoptimization back, such as kl:beta=0.01; may be repeated. See `list mitigations`.", (),
+        metavar="NAME:PARAMETER=VALUE", later=True,
+    )  # fmt: skip
     eval_seed: int = option("Seed of the evaluation noise; compare runs only at equal ones.", 0, ge=0, le=LARGEST_SEED)
     train_split: str = option("Prompts of the suite to train on: train, or tuning to search settings.", "train")
 

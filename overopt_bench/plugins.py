@@ -1,4 +1,4 @@
-"""``--plugin FILE``: algorithms, rewards, suites and metrics from a single Python file outside any package."""
+"""``--plugin FILE``: algorithms, mitigations, rewards, suites and metrics from a single Python file outside any package."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overopt_bench.errors import UserError
-from overopt_bench.registry import Registry, algorithms, get_reward, metrics, rewards, suites
+from overopt_bench.registry import Registry, algorithms, get_reward, metrics, mitigations, rewards, suites
 from overopt_bench.types import Reward, Suite
 
 
@@ -28,7 +29,7 @@ _loaded: dict[tuple[Path, str], Plugin] = {}
 
 
 def _registered() -> set[tuple[str, str | None, str]]:
-    registries: tuple[Registry[object], ...] = (algorithms, rewards, suites)  # type: ignore[assignment]
+    registries: tuple[Registry[Any], ...] = (algorithms, mitigations, rewards, suites, metrics)
     kinds = {(rewards.kind, None, f"{kind}:") for kind in rewards.kinds()}
     return kinds | {(r.kind, suite, name) for r in registries for suite, name in r.classes()}
 
@@ -67,7 +68,7 @@ def load_plugin(path: str | Path) -> Plugin:
     if not names:
         raise UserError(
             f"--plugin {path} registers nothing: decorate a class with @register_reward, @register_algorithm,"
-            " @register_metric or @register_suite from overopt_bench.registry"
+            " @register_mitigation, @register_metric or @register_suite from overopt_bench.registry"
         )
     plugin = _loaded[file, digest] = Plugin(file, digest, names)
     return plugin

@@ -1,4 +1,4 @@
-"""Which algorithms, rewards, suites and metrics exist.
+"""Which algorithms, mitigations, rewards, suites and metrics exist.
 
 Built-ins and installed packages announce themselves by entry points, which are loaded on first use; the
 decorators below put the classes in. A single file can be added with ``--plugin`` (see ``plugins.py``).
@@ -44,7 +44,7 @@ class Registry(Generic[T]):
     """Classes by name, and for rewards by suite: one name may stand for another class in each suite.
 
     Args:
-        kind: "algorithm", "reward", "suite" or "metric"; for messages, and the plural's entry-point group.
+        kind: "algorithm", "mitigation", "reward", "suite" or "metric"; for messages, and the plural's entry-point group.
         base: name of the base class in ``overopt_bench.types``, which is imported only when needed (it needs torch).
     """
 
@@ -180,48 +180,12 @@ class RewardRegistry(Registry["Reward"]):
             raise UserError(f"{kind}:{text} needs two or more different rewards, such as {kind}:aesthetic+pickscore")
         if any(":" in member for member in members):
             raise UserError(f"{kind}:{text}: an ensemble's members are plain rewards")
-        return _derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
-
-
-def _parse_settings(kind: str, params: type[RewardParams], settings: Iterable[str]) -> RewardParams:
-    """Turn ``["lambda=0.1"]`` into checked parameters; a UserError says what is wrong."""
-    from pydantic import ValidationError
-
-    given: dict[str, str] = {}
-    for setting in settings:
-        name, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals or not name:
-            example = next((f"{kind}@{n}={field.default}" for n, field in params.named_fields().items()), None)
-            hint = (
-                f"write name=value, such as {example}:aesthetic+pickscore" if example else f"{kind} has no parameters"
-            )
-            raise UserError(f"{kind}@{setting}: {hint}")
-        if name in given:
-            raise UserError(f"{kind}@{setting}: {name} is given twice")
-        given[name] = value
-    try:
-        return params.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, kind, params.named_fields()) from None
-
-
-def _derive(
-    base: type[DerivedReward], params: RewardParams, members: tuple[str, ...], classes: Sequence[type[Reward]]
-) -> type[Reward]:
-    """Make the class of a derived reward. Its name is the shortest that gives it: equal rewards have equal names."""
-    changed = params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    settings = "".join(f"@{name}={json.dumps(value).removesuffix('.0')}" for name, value in changed.items())
-    facts: dict[str, Any] = {
-        "name": f"{base.kind}{settings}:{'+'.join(members)}", "params": params, "members": members,
-        "__doc__": base.__doc__, "__module__": base.__module__,
-        "differentiable": all(c.differentiable for c in classes), "needs_prompt": any(c.needs_prompt for c in classes),
-    }  # fmt: skip
-    return type(base.__name__, (base,), facts)
+        return derive(kinds[kind], params, members, [self.get(member, suite) for member in members])
 
 
 algorithms: Registry[Algorithm] = Registry("algorithm", "Algorithm")
+rewards = RewardRegistry()
 mitigations: Registry[Mitigation] = Registry("mitigation", "Mitigation")
-rewards: Registry[Reward] = Registry("reward", "Reward")
 suites: Registry[Suite] = Registry("suite", "Suite")
 metrics: Registry[Metric] = Registry("metric", "Metric")
 
@@ -288,15 +252,17 @@ def load_reward(name: str, resources: Resources) -> Reward:
 
 
 def evaluated_rewards(suite: Suite, proxy: str, gold: Iterable[str]) -> list[str]:
-    """What a run evaluates: its proxy, its golds, and all others of a suite with ``all_rewards``."""
+    """List what a run evaluates: its proxy, its golds, and all others of a suite with ``all_rewards``."""
     return list(dict.fromkeys([proxy, *gold, *(rewards.names(suite.family()) if suite.all_rewards else ())]))
 
 
 def get_suite(name: str, weights: Path | None = None, model: str | None = None) -> Suite:
-    """A suite by name; whether it can run here is ``missing()``'s to say.
+    """Make a suite by its name; whether it can run here is ``missing()``'s to say.
 
     Args:
-        weights: a folder to read weights from. model: for suites that take one.
+        name: in the registry.
+        weights: a folder to read weights from instead of the usual places.
+        model: the base model, for suites that take one.
 
     Raises:
         UserError: for a model where none is taken.

@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test registers is forgotten afterwards."""
-    for one in (registry.algorithms, registry.rewards, registry.suites, registry.metrics):
+    for one in (registry.algorithms, registry.mitigations, registry.rewards, registry.suites, registry.metrics):
         monkeypatch.setattr(one, "_classes", one.classes())
     monkeypatch.setattr(registry.rewards, "_kinds", registry.rewards.kinds())
     monkeypatch.setattr(plugins, "_loaded", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from overopt_bench.commands.settings import read_options
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import resolve
-from overopt_bench.registry import get_reward, get_suite
+from overopt_bench.plugins import load_plugin
+from overopt_bench.registry import algorithms, get_reward, get_suite
 from overopt_bench.training.build import Assembly, assemble
 
 PARAMS: dict[str, dict[str, Any]] = {
@@ -62,14 +64,41 @@ def test_bare_passes_are_those_of_the_algorithm(algo: str, suite: str, tiny_weig
     }
     parts = assemble(resolve(given), world, {"aesthetic": proxy}, Runtime(micro_batch=4), World())
     own = counted(parts, parts.algorithm.step)
-    assert own == counted(parts, module._bare(parts, world, proxy)) and own["unet with a graph"] > 0
+    assert own == counted(parts, module._bare(parts, proxy, 6)) and own["unet with a graph"] > 0
 
 
-def test_the_table_has_a_row_for_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "ALGORITHMS", PARAMS)
+@pytest.fixture
+def rwr(tmp_path: Path, clean_registry: None) -> Path:
+    """The README's own algorithm, in a file."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n# rwr\.py\n(.*?)```", readme, re.DOTALL)
+    file = tmp_path / "rwr.py"
+    file.write_text(code)
+    load_plugin(file)
+    return file
+
+
+def test_an_algorithm_from_outside_has_bare_passes_too(rwr: Path) -> None:
+    suite = get_suite("mini")
+    proxy = get_reward("aesthetic", suite)
+    config = resolve({"algo": "rwr", "proxy": "aesthetic", "suite": "mini", "num_steps": 3, "params": {"samples": 6}})
+    parts = assemble(config, suite, {"aesthetic": proxy}, Runtime(micro_batch=4), World())
+    assert counted(parts, parts.algorithm.step) == counted(parts, module._bare(parts, proxy, 6))
+
+
+@pytest.mark.slow
+def test_the_table_has_a_row_for_each(
+    rwr: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(module, "ROUNDS", 1)
-    result = module.bench(read_options(Arguments({"suite": "mini", "device": "cpu"})))
-    assert result["rows"].keys() == PARAMS.keys() and 0 < result["evaluation_share"] < 1
-    assert all(row["ratio"] == pytest.approx(row["seconds_per_query"] / row["bare"]) for row in result["rows"].values())
+    trained = [name for name in algorithms.names() if algorithms.get(name).role == "trains"]
+    small = {"samples_per_epoch": 8, "images_per_prompt": 4, "batch_size": 8, "samples": 8}
+    pairs = [f"{a}.{k}={v}" for a in trained for k, v in small.items() if k in algorithms.get(a).Params.model_fields]
+    result = module.bench(read_options(Arguments({"suite": "mini", "device": "cpu", "set": pairs})))
+    assert [*result["rows"]] == trained and {"ddpo", "rwr"} <= {*trained}
+    for row in result["rows"].values():
+        assert row["ratio"] == pytest.approx(row["seconds_per_query"] / row["bare"])
+        assert 0 < row["evaluation_share"] < 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:6]] == list(PARAMS) and "GPU memory" not in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[2 : 2 + len(trained)]] == trained
+    assert "GPU memory" not in lines[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_runs import write_run
 from fake_train import RUN, SWEEP, FakeTrain
 
 from overopt_bench import api, cli

@@ -97,7 +97,7 @@ def test_the_schedule_samples_and_is_exact_where_the_sde_is(tmp_path: Path, clea
     assert last(rows, "eval")["train/path_kl/mean"] > 0
     load_plugin(tmp_path / "reverse_sde.py")
     suite = get_suite("mini_reverse_sde")
-    schedule = suite.schedule(suite.pipeline(), 20, 0.5, "cpu")
+    schedule = suite.schedule(20, 0.5, "cpu")
     assert schedule is not None and len(schedule.timesteps) == 20
     x, steps = torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(20)
     noise_level = schedule.levels(schedule.timesteps)[1]

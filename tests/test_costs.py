@@ -10,12 +10,15 @@ from diffusers.models.attention_processor import Attention
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from toy_policy import ToyPolicy, context
 
-from overopt_bench.errors import UserError
+from overopt_bench.algorithms.alignprop import AlignProp
+from overopt_bench.registry import algorithms
 from overopt_bench.sizing import flops as module
 from overopt_bench.sizing.costs import Costs, costs, run_flops
 from overopt_bench.sizing.flops import build_unet, build_vae, measure, unet_inputs
 from overopt_bench.suites.architectures import ARCHITECTURES
+from overopt_bench.types import ImageCost
 
 TINY = {
     "block_out_channels": [32, 64], "cross_attention_dim": 48, "attention_head_dim": 8, "sample_size": 16,
@@ -167,18 +170,30 @@ def test_xls_vae_stays_in_float32_where_the_run_is_in_float16() -> None:
 
 
 def test_flops_of_runs_add_up(sd1: Costs) -> None:
-    def flops(algo: str, **kwargs: Any) -> float:
-        return run_flops(sd1, algo, **{"queries": 10, "num_steps": 50, "guided": True, **kwargs})
+    def flops(algo: str, params: dict[str, Any] | None = None, **kwargs: Any) -> float:
+        cls = algorithms.get(algo)
+        image = cls.cost(cls.Params(**params or {}), 50)
+        return run_flops(sd1, image, **{"queries": 10, "num_steps": 50, "guided": True, **kwargs})
 
     forward, backward = sd1.unet_flops, sd1.unet_backward_flops
     assert flops("base") == flops("best_of_n") == pytest.approx(10 * (100 * forward + sd1.decode_flops))
     assert flops("ddpo") - flops("base") == pytest.approx(10 * 100 * (forward + backward))
-    assert flops("ddpo", inner_epochs=2) - flops("ddpo") == pytest.approx(10 * 100 * (forward + backward))
+    assert flops("ddpo", {"inner_epochs": 2}) - flops("ddpo") == pytest.approx(10 * 100 * (forward + backward))
+    assert flops("ddpo", {"skip_last_steps": 10}) - flops("base") == pytest.approx(10 * 80 * (forward + backward))
     assert flops("ddpo", guided=False) < 0.51 * flops("ddpo")
     assert flops("tdpo", encoder_flops=7.0) - flops("ddpo") == pytest.approx(10 * 50 * (sd1.decode_flops + 7.0))
     assert flops("tdpo_r") == flops("tdpo")
     uniform = 10 * (51 * backward + sd1.decode_backward_flops)  # K = 25.5 on average, two passes each
     assert flops("alignprop") - flops("base") == pytest.approx(uniform)
-    assert flops("alignprop", trained_steps=1) < flops("alignprop") < flops("alignprop", checkpointed=True)
-    with pytest.raises(UserError, match="algorithm"):
-        flops("dpo")
+    assert flops("alignprop", {"truncation": "fixed"}) < flops("alignprop") < flops("alignprop", checkpointed=True)
+    assert flops("alignprop", {"truncation": "full"}) > flops("alignprop")
+    predicted = run_flops(sd1, ImageCost(predicted=3), queries=10, num_steps=50, guided=True)
+    assert predicted - flops("base") == pytest.approx(10 * 6 * forward)
+
+
+def test_alignprops_normal_truncation_costs_its_mean() -> None:
+    """T - int(N(0.84 T, 0.1 T)) in 1..T-1: the mean of many draws of the algorithm itself."""
+    params = AlignProp.Params(truncation="normal")
+    algorithm = AlignProp(context(ToyPolicy(steps=50)), params)
+    drawn = [algorithm.draw_grad_steps() for _ in range(4000)]
+    assert AlignProp.cost(params, 50).backpropagated == pytest.approx(sum(drawn) / len(drawn), rel=0.03)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.policy import MICRO_BATCH
 from overopt_bench.errors import UserError
 from overopt_bench.presets import read_presets
-from overopt_bench.registry import algorithms, get_reward, get_suite
+from overopt_bench.registry import get_reward, get_suite
 from overopt_bench.sizing.costs import Costs, costs
 from overopt_bench.sizing.micro_batch import (
     HEADROOM,
@@ -24,7 +25,9 @@ from overopt_bench.sizing.micro_batch import (
     weight_bytes,
 )
 from overopt_bench.suites.architectures import ARCHITECTURES
+from overopt_bench.types import ImageCost
 
+TRANSITIONS, CHAIN = ImageCost(trained=50), ImageCost(backpropagated=25.5)
 REWARDS = 8e9  # bytes on the card, more than any two of the published rewards
 
 
@@ -43,37 +46,32 @@ def test_the_largest_that_fits_is_chosen() -> None:
 
 
 def test_a_card_that_is_too_small_is_named_with_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"alignprop needs about 14 GB .* the card has 8 GB; --set checkpoint=true"):
+    with pytest.raises(UserError, match=r"alignprop needs about 14 GB .* the card has 8 GB; --checkpoint takes less"):
         fit(Needs(held=10e9, sampling=0.5e9, training=2e9), 8e9, "alignprop")
 
 
 @pytest.mark.parametrize("gigabytes", [24, 40, 80])
 def test_the_presets_fit_their_cards(gigabytes: int, sd1: Costs) -> None:
     preset = read_presets([f"gpu-{gigabytes}gb"])
-    for algo, params in preset["algorithms"].items():
-        need = needs(sd1, True, REWARDS, backpropagates=algo == "alignprop", checkpoint=params["checkpoint"])
-        sampling, training = fit(need, gigabytes * 1e9, algo)
-        assert preset["micro_batch"] <= sampling, algo
-        assert training / 2 < params.get("micro_batch", preset["micro_batch"]) <= training, algo
+    for algo, image in {"ddpo": TRANSITIONS, "tdpo": TRANSITIONS, "alignprop": CHAIN}.items():
+        own = {**preset, **preset["algorithms"].get(algo, {})}
+        sampling, training = fit(needs(sd1, True, REWARDS, image, own["checkpoint"]), gigabytes * 1e9, algo)
+        assert training / 2 < own["micro_batch"] <= training <= sampling, algo
 
 
 @pytest.mark.parametrize("gigabytes", [24, 40, 80])
 def test_the_presets_change_no_experiment(gigabytes: int) -> None:
-    from overopt_bench.config import resolve
-
     preset = read_presets([f"gpu-{gigabytes}gb"])
-    assert preset.keys() == {"micro_batch", "algorithms"}
-    for algo, params in preset["algorithms"].items():
-        given = {"algo": algo, "proxy": "aesthetic", "suite": "sd14"}
-        assert resolve({**given, "params": params}).config_hash() == resolve(given).config_hash()
+    assert {name for own in (preset, *preset.pop("algorithms").values()) for name in own} <= Runtime.model_fields.keys()
 
 
 def test_checkpoints_and_precision_take_less(sd1: Costs) -> None:
-    plain = needs(sd1, True, 0, backpropagates=False, checkpoint=False)
-    assert needs(sd1, True, 0, backpropagates=False, checkpoint=True).training < plain.training / 3
-    assert needs(sd1, False, 0, backpropagates=False, checkpoint=False).training == plain.training / 2
+    plain = needs(sd1, True, 0, TRANSITIONS, checkpoint=False)
+    assert needs(sd1, True, 0, TRANSITIONS, checkpoint=True).training < plain.training / 3
+    assert needs(sd1, False, 0, TRANSITIONS, checkpoint=False).training == plain.training / 2
+    assert needs(sd1, True, 0, ImageCost(), checkpoint=False).training == plain.sampling
     unet, vae, text = ARCHITECTURES["sd1"]
-    full = needs(costs(unet, vae, torch.float32, text), True, 0, backpropagates=False, checkpoint=False)
+    full = needs(costs(unet, vae, torch.float32, text), True, 0, TRANSITIONS, checkpoint=False)
     assert full.held == 2 * plain.held and full.training > 1.3 * plain.training
 
 
@@ -86,7 +84,10 @@ def test_weights_of_shared_networks_count_once() -> None:
 
 def test_a_cpu_takes_the_default() -> None:
     nothing: Any = SimpleNamespace()
-    assert choose(nothing, "float32", [], True, nothing, {}, "cpu") == (MICRO_BATCH, MICRO_BATCH)
+    assert choose(nothing, "float32", [], True, "cpu", algo="any", image=CHAIN, checkpoint=False) == (
+        MICRO_BATCH,
+        MICRO_BATCH,
+    )
 
 
 def test_a_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,18 +98,19 @@ def test_a_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         card = SimpleNamespace(total_memory=gigabytes * 1e9)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
         if expected:
-            assert (
-                choose(pipeline, "float16", rewards, True, algorithms.get("alignprop"), {}, "cuda") == (expected,) * 2
-            )
+            chosen = choose(pipeline, "float16", rewards, True, "cuda", algo="any", image=CHAIN, checkpoint=False)
+            assert chosen == (expected,) * 2
         else:
-            sampling, training = choose(pipeline, "float16", rewards, True, algorithms.get("alignprop"), {}, "cuda:0")
+            sampling, training = choose(
+                pipeline, "float16", rewards, True, "cuda:0", algo="any", image=CHAIN, checkpoint=False
+            )
             assert 1 <= training < sampling
 
 
 def test_sampling_alone_takes_what_training_would_leave_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """``sample`` and ``eval`` must not ask for the memory of a backward pass, and always try at least one image."""
     pipeline = get_suite("mini").pipeline()
-    need = needs(pipeline_costs(pipeline, "float32"), True, 0, backpropagates=False, checkpoint=False)
+    need = needs(pipeline_costs(pipeline, "float32"), True, 0, ImageCost(), checkpoint=False)
     for images, expected in ((0.5, 1), (1.5, 1), (7.5, 7), (1e6, MICRO_BATCH)):
         total = (need.held + images * need.sampling) / (1 - HEADROOM)
         card = SimpleNamespace(total_memory=total)

@@ -77,7 +77,9 @@ def test_output_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, monkeyp
 def test_commands_that_are_printed(name: str) -> None:
     odd = ODD[name]
     config = resolve({"algo": "climb", "proxy": "darkness", "suite": "tiny", "train_prompts": ["🦊"]})
-    line = resume_command(config, Path(odd), Runtime(device="cpu", weights=Path(odd)), [Plugin(Path("/p", odd), "", ())])
+    line = resume_command(
+        config, Path(odd), Runtime(device="cpu", weights=Path(odd)), [Plugin(Path("/p", odd), "", ())]
+    )
     record = str(Path(odd) / "tiny/darkness/climb/seed0/config.json")
     assert words_of(line, "bash") == [
         "run", "--config", record, "--out", odd, "--device", "cpu", "--weights", odd, "--plugin", str(Path("/p", odd)),

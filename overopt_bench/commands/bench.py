@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.diffusion.prompts import Conditioning
 from overopt_bench.errors import UserError
 from overopt_bench.evaluation.evaluator import Evaluator
-from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
+from overopt_bench.registry import algorithms, evaluated_rewards, get_reward, get_suite
 from overopt_bench.training.build import Assembly, assemble
 from overopt_bench.types import Reward
 
@@ -32,16 +32,12 @@ def bench(options: Options) -> dict[str, Any]:
     """Time one training round of each algorithm and its bare passes in turn, then an evaluation; print the table.
 
     Args:
-        suite: the suite's name.
-        runtime: where and how fast.
-        algorithms: names of those that are timed; where empty, all that train, plugins' included.
-        model: the base model, for suites that take one.
-        precision: of the base model's passes; the suite's where None, float32 on a CPU.
+        options: the user's; all algorithms that train are timed, plugins' included.
 
     Returns:
-        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds), and
-        ``gpu_mb``, the most that was allocated on a GPU; ``evaluation_share``: of a default run of DDPO; ``peak_mb``:
-        resident memory of the process.
+        ``rows``: per algorithm seconds a query, bare seconds a query, and their ratio (medians of three rounds), the
+        seconds of a default run and the share of them that evaluation takes, and ``gpu_mb``, the most that was
+        allocated on a GPU; ``peak_mb``: resident memory of the process; ``threads``.
 
     Raises:
         UserError: where the budget counts anything but queries.
@@ -49,28 +45,28 @@ def bench(options: Options) -> dict[str, Any]:
     if options.given.get("budget_unit", "queries") != "queries":
         raise UserError(f"--budget-unit {options.given['budget_unit']}: bench measures seconds a query; leave it out")
     runtime = options.runtime
-    world = get_suite(options.given["suite"], runtime.weights, options.given.get("model"))
-    proxy = get_reward(PROXY, world)
+    suite = get_suite(options.given["suite"], runtime.weights, options.given.get("model"))
+    proxy = get_reward(PROXY, suite)
+    chosen = [cls for name in algorithms.names() if (cls := algorithms.get(name)).role == "trains"]
+    names = [cls.name for cls in chosen]
     rows = {}
-    for name, params in ALGORITHMS.items():
-        own = params if world.all_rewards else {**params, **SHORT[name]}
-        parts = assemble(
-            options.config(name, PROXY, None, among=[*ALGORITHMS], params=own, budget=10**9),
-            world,
-            {PROXY: proxy},
-            options.runtime_for(name),
-            World(device=runtime.device),
-        )
-        rows[name] = _compare(parts, _bare(parts, world, proxy))
-    config = options.config("ddpo", PROXY, None, among=[*ALGORITHMS])
-    scorers = {name: get_reward(name, world) for name in evaluated_rewards(world, config.proxy, config.gold)}
-    policy = assemble(config, world, scorers, runtime, World(device=runtime.device)).policy
-    evaluation = _seconds(Evaluator(world, policy, scorers, config), policy.device) * config.eval_points
-    training = rows["ddpo"]["seconds_per_query"] * config.budget
-    result = {
-        "rows": rows, "evaluation_share": evaluation / (evaluation + training), "default_run_seconds": evaluation + training,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    for cls in chosen:
+        budget = 10**9 if suite.small else SHORT
+        config = options.config(cls.name, PROXY, None, among=names, params=cls.steady, budget=budget)
+        own = options.runtime_for(cls.name)
+        rows[cls.name] = _compare(assemble(config, suite, {PROXY: proxy}, own, World(device=own.device)), proxy)
+    config = options.config(names[0], PROXY, None, among=names)
+    scorers = {name: get_reward(name, suite) for name in evaluated_rewards(suite, config.proxy, config.gold)}
+    policy = assemble(config, suite, scorers, runtime, World(device=runtime.device)).policy
+    evaluator = Evaluator.of_policy(
+        policy, suite, scorers, config.training_prompts(suite), images=config.eval_images, eval_seed=config.eval_seed
+    )
+    evaluation = _seconds(evaluator, policy.device) * config.eval_points
+    for row in rows.values():
+        row["default_run_seconds"] = evaluation + row["seconds_per_query"] * config.budget
+        row["evaluation_share"] = evaluation / row["default_run_seconds"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result = {"rows": rows, "peak_mb": peak, "threads": torch.get_num_threads()}
     print(markdown(result))
     return result
 

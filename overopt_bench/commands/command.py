@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from overopt_bench.config import explain
+from overopt_bench.errors import explain
 from overopt_bench.options import describe, is_option, note
 
 P = ParamSpec("P")

@@ -101,7 +101,7 @@ def _judging(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str],
         try:
             cls = rewards.get(name, suite.family())
             cls.check_prompts(prompts, suite.resources)
-            able.append(cls.name)
+            judging.append(cls.name)
         except UserError as error:
             if names:
                 raise

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from overopt_bench import presets
 from overopt_bench.errors import UserError, unknown_name
-from overopt_bench.registry import algorithms, metrics, rewards, suites
+from overopt_bench.registry import algorithms, metrics, mitigations, rewards, suites
 from overopt_bench.types import Algorithm, Reward
 
-KINDS = ("algorithms", "rewards", "metrics", "suites", "presets")
+KINDS = ("algorithms", "mitigations", "rewards", "metrics", "suites", "presets")
 
 
 def describe(what: str | None = None) -> str:
@@ -28,7 +28,8 @@ def describe(what: str | None = None) -> str:
     if what == "presets":
         return "\n\n".join(f"{name}:\n{presets.text(name)}".rstrip() for name in presets.names())
     blocks = {
-        "algorithms": _algorithms, "rewards": _rewards, "metrics": _metrics, "suites": _suites, "presets": _presets
+        "algorithms": _algorithms, "mitigations": _mitigations, "rewards": _rewards, "metrics": _metrics, "suites": _suites,
+        "presets": _presets,
     }  # fmt: skip
     return "\n\n".join("\n".join([kind, *blocks[kind]()]) for kind in KINDS if what in (None, kind))
 

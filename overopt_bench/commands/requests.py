@@ -89,7 +89,7 @@ class ListRequest(BaseModel):
     """What ``list`` takes."""
 
     what: str | None = Field(
-        default=None, kw_only=False, description="algorithms, rewards, suites or presets; all where left out.",
+        default=None, kw_only=False, description="algorithms, mitigations, rewards, metrics, suites or presets; all where left out.",
         json_schema_extra=argument("WHAT"),
     )  # fmt: skip
 

@@ -112,6 +112,7 @@ def trained_policy(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
         runtime=runtime.model_copy(update={"micro_batch": fitting}),
+        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
     )  # fmt: skip
     try:
         policy.load_adapter(run / "adapter")

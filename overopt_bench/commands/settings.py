@@ -12,6 +12,7 @@ from overopt_bench.commands.requests import Sources
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, check_prompts, parse_set, read_config_file, resolve
 from overopt_bench.errors import UserError
+from overopt_bench.evaluation.measuring import probe_foreign_metrics
 from overopt_bench.options import RunFolder, RunSettings
 from overopt_bench.plugins import Plugin, load_plugins, probe_foreign_rewards
 from overopt_bench.presets import read_presets
@@ -21,10 +22,10 @@ from overopt_bench.registry import evaluated_rewards, get_suite, suites
 
 
 def choose_suite(name: str | None, weights: Path | None = None, model: str | None = None) -> tuple[str, str]:
-    """The suite to use and why.
+    """Choose the suite to use, and say why: the one asked for, else the best ranked that can run here.
 
     Raises:
-        UserError: where the suite asked for does not exist, or a folder of weights is none.
+        UserError: where the suite asked for does not exist, a folder of weights is none, or no suite may be the default.
     """
     if weights is not None and not weights.is_dir():
         raise UserError(f"--weights {weights}: no such folder")
@@ -33,10 +34,17 @@ def choose_suite(name: str | None, weights: Path | None = None, model: str | Non
         return name, "as asked"
     if model is not None:
         return next(other for other in suites.names() if suites.get(other).takes_model()), "--model was given"
-    if "sd14" not in suites.names():
-        return "mini", "the default"
-    missing = get_suite("sd14", weights).missing()
-    return ("sd14", "it can run here") if missing is None else ("mini", missing)
+    ranked = [other for other in suites.names() if suites.get(other).default_rank > 0]
+    ranked.sort(key=lambda other: -suites.get(other).default_rank)
+    if not ranked:
+        raise UserError(f"--suite is required; allowed: {', '.join(suites.names())}")
+    absent = []
+    for other in ranked[:-1]:
+        missing = get_suite(other, weights).missing()
+        if missing is None:
+            return other, "it can run here"
+        absent.append(missing)
+    return ranked[-1], "; ".join(absent) or "the default"
 
 
 def choose_device(name: str | None) -> str:

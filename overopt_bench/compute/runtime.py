@@ -31,5 +31,9 @@ class Runtime(Machine):
     micro_batch: int | None = option(
         "Samples per network pass; changes memory and speed, no result.", None, source="what fits", ge=1
     )
+    checkpoint: bool | None = option(
+        "Recompute activations in the backward pass: less memory, more time, the same result.", None,
+        source="as the algorithm's authors do, not in a small suite",
+    )  # fmt: skip
     compile: bool = option("Run the U-Net through torch.compile.", False)
     attention: Attention | None = option("Implementation of attention.", None, source="diffusers' choice")

@@ -229,7 +229,7 @@ class DiffusionPolicy:
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
         with_kl: bool = False, eta: Tensor | None = None,
     ) -> Trajectory:  # fmt: skip
-        context, x = self.network.condition(prompts), noise[0]
+        x, context = noise[0], self.network.condition(prompts)  # prompts are encoded once, not every step
         latents, log_probs, kl = [x], [], []
         for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
             steps = torch.full((len(prompts),), i, device=self.device)

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from overopt_bench.algorithms.best_of_n import best_of_n_kl, best_of_n_weights
 from overopt_bench.compute.processes import World
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import UserError
-from overopt_bench.evaluation.measuring import load_metrics, measure, summary
+from overopt_bench.evaluation.measuring import load_metrics, measure
 from overopt_bench.evaluation.sampler import PolicySampler, Sampler
 from overopt_bench.evaluation.scoring import checked, shared_scores
 from overopt_bench.evaluation.splits import Split, evaluation_prompts, make_split
 from overopt_bench.prompts.tidy import overlap
 from overopt_bench.seeding import stable_seed
-from overopt_bench.types import Candidates, Evaluation, Reward, Suite
+from overopt_bench.types import Evaluation, Reward, Suite
 
 COLUMNS = 16
 CALIBRATION_IMAGES = 128
 WITH_KL = 2  # splits whose path KL is measured: it costs as much as the images themselves
-
-
-@dataclass
-class Pool:
-    """What is known of the base samples that a method without training has drawn: prompts, proxy and all scores ``[N]``."""
-
-    prompts: list[str] = field(default_factory=list)
-    proxy: Tensor = field(default_factory=lambda: torch.empty(0))
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    n: int = 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, to go on from."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
-        vars(self).update(state)
 
 
 @torch.no_grad()
@@ -166,38 +146,3 @@ class Evaluator:
             })  # fmt: skip
             pictures.append(seen.images.cpu())
         return row, details, torch.cat(pictures)
-
-    @torch.no_grad()
-    def add_to_pool(self, found: Candidates) -> None:
-        """Ask all rewards about base samples that a method without training just scored; the images are not kept."""
-        images = found.images.to(self.world.device).float() / 255
-        for name, reward in self.rewards.items():
-            new = checked(shared_scores(reward, images, found.prompts, self.world), name, found.prompts).cpu()
-            self.pool.scores[name] = torch.cat([self.pool.scores.get(name, torch.empty(0)), new])
-        self.pool.proxy = torch.cat([self.pool.proxy, found.proxy])
-        self.pool.prompts += found.prompts
-        self.pool.n = found.n
-
-    def best_of_n(self) -> dict[str, Any]:
-        """The "eval" row of selection by the proxy among n base samples of each training prompt.
-
-        The estimate is unbiased over all subsets of n samples of each prompt's pool (see ``best_of_n_weights``);
-        its KL to the base is log n - (n-1)/n.
-        """
-        pool, n = self.pool, self.pool.n
-        groups = [[k for k, p in enumerate(pool.prompts) if p == prompt] for prompt in dict.fromkeys(pool.prompts)]
-        row: dict[str, Any] = {"n": n}
-        for name, scores in pool.scores.items():
-            estimates = []
-            for group in groups:
-                order = pool.proxy[group].sort().indices
-                weights = best_of_n_weights(len(group), n)
-                estimates.append((weights * scores[group][order]).sum())
-            row |= summary(f"train/{name}", torch.stack(estimates))
-        kl = best_of_n_kl(n)
-        return row | {
-            "train/path_kl/mean": kl,
-            "train/path_kl/stderr": 0.0,
-            "train/path_kl/count": len(groups),
-            "train/sqrt_kl": kl**0.5,
-        }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from overopt_bench.compute.processes import World
-from overopt_bench.evaluation.evaluator import summary
+from overopt_bench.evaluation.measuring import summary
 from overopt_bench.evaluation.scoring import checked, shared_scores
 from overopt_bench.types import Candidates, Reward, Selection
 

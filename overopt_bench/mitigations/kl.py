@@ -40,6 +40,7 @@ class KL(Mitigation):
     summary = "the exact KL of the sampling path to the base model, in the loss or in the reward"
     Params = KLParams
     reads_kl = True
+    params: KLParams
 
     @classmethod
     def uses(cls, params: KLParams) -> frozenset[Hook]:

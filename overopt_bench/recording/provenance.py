@@ -79,7 +79,17 @@ def provenance(
     runtime: Runtime,
     processes: int,
 ) -> dict[str, Any]:
-    """One session's line in ``sessions.jsonl``; ``critic_encoder`` says whose features critics see."""
+    """Collect where one session's numbers come from: its line in ``sessions.jsonl``.
+
+    Args:
+        config: the configuration of the run.
+        suite: hashes the weights of its base model.
+        rewards: all that the run evaluates, loaded, by name.
+        own_encoder: whether critics see the proxy's own features rather than the suite's CLIP.
+        plugins: the files that were given with ``--plugin``.
+        runtime: the device and the settings of speed as they were settled.
+        processes: how many share the run.
+    """
     speed = runtime.model_dump(mode="json", exclude={*Machine.model_fields})
     return {
         "versions": versions(), "hardware": {**hardware(runtime.device), "processes": processes}, "speed": speed,

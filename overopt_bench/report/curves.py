@@ -28,7 +28,7 @@ def seeds_word(runs: list[Run]) -> str:
 
 
 def mean_curve(runs: list[Run], x: str, y: str) -> tuple[Array, Array, Array, Array]:
-    """x and y of the mean over seeds at equal evaluation points, with y's least and greatest."""
+    """X and y of the mean over seeds at equal evaluation points, with y's least and greatest."""
     curves = [_pair(run, x, y) for run in runs]
     n = min(len(c[0]) for c in curves)
     xs, ys = (np.stack([c[k][:n] for c in curves]) for k in (0, 1))

@@ -59,12 +59,12 @@ def _read(described: Mapping[str, Any]) -> tuple[str, tuple[Number, ...]]:
     listed = described.get("numbers")
     numbers = []
     for entry in listed if isinstance(listed, list) else []:
-        facts = entry if isinstance(entry, dict) else {}
-        name, title, unit, better = (facts.get(key) for key in ("name", "title", "unit", "better"))
-        if isinstance(name, str) and isinstance(title, str) and isinstance(unit, str):
-            numbers.append(Number(name, title, unit, better if better in get_args(Better) else None))
-    heading = described.get("title")
-    return heading if isinstance(heading, str) else "", tuple(numbers)
+        match entry:
+            case {"name": str(name), "title": str(heading), "unit": str(unit), **rest}:
+                better = next((way for way in get_args(Better) if way == rest.get("better")), None)
+                numbers.append(Number(name, heading, unit, better))
+    title = described.get("title")
+    return title if isinstance(title, str) else "", tuple(numbers)
 
 
 def metrics_table(group: Group, split: str = "train") -> pd.DataFrame:

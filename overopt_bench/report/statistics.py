@@ -68,7 +68,7 @@ class Paired:
 
 
 def paired_difference(after: Array, before: Array) -> Paired:
-    """after - before, image by image; each ``[images]``."""
+    """After - before, image by image; each ``[images]``."""
     delta = np.asarray(after) - np.asarray(before)
     return Paired(float(delta.mean()), float(stats.sem(delta)) if len(delta) > 1 else float("nan"))
 
@@ -107,7 +107,7 @@ def cross_fitted_peak(scores: Array) -> Peak:
 
 
 def at_matched(x: Array, y: Array, target: float) -> float | None:
-    """y where the curve (x, y) first reaches x = target, by linear interpolation; None where it never does."""
+    """Y where the curve (x, y) first reaches x = target, by linear interpolation; None where it never does."""
     for k in range(len(x)):
         if x[k] >= target:
             if k == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -61,7 +60,8 @@ def assemble(
     cls = algorithms.get(config.algo)
     params = cls.Params(**config.params)
     pipeline = suite.pipeline()
-    runtime = runtime.model_copy(update={"device": str(world.device)})
+    checkpoint = cls.recomputes and not suite.small if runtime.checkpoint is None else runtime.checkpoint
+    runtime = runtime.model_copy(update={"device": str(world.device), "checkpoint": checkpoint})
     sampling = training = runtime.micro_batch
     if sampling is None or training is None:
         sampling, training = micro_batch.choose(
@@ -72,6 +72,7 @@ def assemble(
         pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
         lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
         runtime=runtime.model_copy(update={"micro_batch": sampling}), world=world,
+        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
     )  # fmt: skip
     policy.try_once()
     budget = Budget(config.budget_unit, config.budget, lambda: policy.nfe)
@@ -84,8 +85,9 @@ def assemble(
         feature_dim=proxy.feature_dim or suite.clip_dim, prompts=prompts,
         draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
         budget_left=budget.queries_left, micro_batch=training, checkpoint=checkpoint,
+        mitigations=make_mitigations(config.mitigation, policy),
     )  # fmt: skip
-    algorithm = cls(context, cls.Params(**config.params))
+    algorithm = cls(context, params)
     settled = runtime.model_copy(update={"micro_batch": training})
     return Assembly(settled, policy, budget, generators, algorithm, own_encoder)
 

@@ -12,19 +12,11 @@ import torch
 
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import DriftError, RunError, Stopped, UserError
-from overopt_bench.evaluation.evaluator import Evaluator
-from overopt_bench.evaluation.selection import SamplePool
+from overopt_bench.errors import Stopped
 from overopt_bench.plugins import Plugin
-from overopt_bench.recording.provenance import provenance, resume_command
-from overopt_bench.recording.recorder import Snapshot, open_recorder
-from overopt_bench.recording.sessions import read_sessions
-from overopt_bench.recording.trackers import NoTracker, Tracker, check_tracker, open_tracker
-from overopt_bench.registry import evaluated_rewards, get_reward, get_suite
-from overopt_bench.training.build import assemble
-from overopt_bench.training.progress import Progress
-from overopt_bench.training.stopping import StopSignals, print_last
-from overopt_bench.types import Algorithm, Selection
+from overopt_bench.recording.trackers import check_tracker
+from overopt_bench.training.session import Session
+from overopt_bench.types import Selection
 
 SAVE_SECONDS = 60.0  # a kill loses at most this much work; when a checkpoint is written changes no number
 
@@ -130,14 +122,6 @@ class _Session(Session):
         optimizers = self.algorithm.ctx.optimizers
         return {"optimizer_steps/skipped": sum(each.take_skipped() for each in optimizers)} if optimizers else {}
 
-    def _record(self, event: str, row: dict[str, Any]) -> None:
-        row = {**self._where(), **row}
-        self.recorder.write(event, row)
-        self.tracker.record({"event": event, **row})
-
-    def _where(self) -> dict[str, Any]:
-        return {"queries": self.budget.queries, "nfe": self.budget.nfe, "seconds": round(self.budget.seconds, 3)}
-
     def _evaluate(self) -> None:
         self.world.check_equal(self.policy.trainable())
         if isinstance(self.algorithm, Selection) and self.pool.prompts:
@@ -152,31 +136,3 @@ class _Session(Session):
         intervals = self.config.eval_points - 1
         passed = int(self.budget.spent * intervals / self.config.budget)  # not spent // spacing: 2048 // 409.6 is 4
         self.point = self.config.eval_points if self.budget.exhausted else passed + 1
-
-    def _keep(self) -> None:
-        """Keep the state as it is now: what a stop or a failure in what follows saves. Only the main process needs it."""
-        if not self.world.main:
-            return
-        state = {
-            "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(), "budget": self.budget.state_dict(),
-            "generators": self.generators.state_dict(), "pool": self.pool.state_dict(),
-            "round": self.round, "point": self.point, "calibration": self.calibration,
-        }  # fmt: skip
-        self.kept = self.recorder.snapshot(self.budget.queries, state)
-
-    def _save(self) -> None:
-        if self.kept is not None:
-            self.recorder.save(self.kept)
-        self._save_adapter()
-
-    def _save_adapter(self) -> None:
-        self.recorder.adapter(self.policy.save_adapter)
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
-        self.algorithm.load_state_dict(state["algorithm"])
-        self.mitigations.load_state_dict(state.get("mitigations", {}))  # older checkpoints have none
-        self.budget.load_state_dict(state["budget"])
-        self.pool.load_state_dict(state["pool"])
-        self.round, self.point = state["round"], state["point"]
-        self.generators.load_state_dict(state["generators"])

@@ -15,6 +15,7 @@ from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import RunError, Stopped
 from overopt_bench.evaluation.evaluator import Evaluator
+from overopt_bench.evaluation.selection import SamplePool
 from overopt_bench.plugins import Plugin
 from overopt_bench.recording.provenance import provenance, resume_command
 from overopt_bench.recording.recorder import Snapshot, open_recorder
@@ -56,7 +57,12 @@ class Session(ABC):
         parts = assemble(config, suite, self.rewards, runtime, self.world)
         self.policy, self.budget, self.generators = parts.policy, parts.budget, parts.generators
         self.algorithm: Algorithm = parts.algorithm
-        self.evaluator = Evaluator(suite, self.policy, self.rewards, config)
+        self.mitigations = parts.algorithm.ctx.mitigations
+        self.evaluator = Evaluator.of_policy(
+            self.policy, suite, self.rewards, config.training_prompts(suite), images=config.eval_images,
+            eval_seed=config.eval_seed,
+        )  # fmt: skip
+        self.pool = SamplePool(self.rewards, self.world, self.policy.device)
         self.origin = provenance(
             config, suite, self.rewards, parts.own_encoder, plugins, parts.runtime, processes=self.world.size
         )
@@ -79,7 +85,7 @@ class Session(ABC):
         with self.stop.listening(self._overdue):
             try:
                 self._start()
-                spends = self.algorithm.trains or self.algorithm.selects
+                spends = self.algorithm.role != "stays"
                 with Progress(self.config, self.budget, quiet=not self.world.main, spends=spends) as self.progress:
                     self._loop()
                 self.recorder.status("complete", self.budget.queries)
@@ -133,7 +139,8 @@ class Session(ABC):
             return
         state = {
             "policy": self.policy.state_dict(), "algorithm": self.algorithm.state_dict(), "budget": self.budget.state_dict(),
-            "generators": self.generators.state_dict(), "pool": self.evaluator.pool.state_dict(),
+            "mitigations": self.mitigations.state_dict(), "generators": self.generators.state_dict(),
+            "pool": self.pool.state_dict(),
             "round": self.round, "point": self.point, "calibration": self.calibration,
         }  # fmt: skip
         self.kept = self.recorder.snapshot(self.budget.queries, state)
@@ -149,8 +156,9 @@ class Session(ABC):
     def _load(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.algorithm.load_state_dict(state["algorithm"])
+        self.mitigations.load_state_dict(state.get("mitigations", {}))  # older checkpoints have none
         self.budget.load_state_dict(state["budget"])
-        self.evaluator.pool.load_state_dict(state["pool"])
+        self.pool.load_state_dict(state["pool"])
         self.round, self.point = state["round"], state["point"]
         self.generators.load_state_dict(state["generators"])
 

@@ -6,10 +6,30 @@ of step ``i`` and ``latents[:, i + 1]`` its output.
 """
 
 from overopt_bench.options import SuiteDefaults
-from overopt_bench.types.algorithm import Algorithm, AlgorithmParams, Candidates, MeteredReward, TrainContext
+from overopt_bench.types.algorithm import (
+    Algorithm,
+    AlgorithmParams,
+    Candidates,
+    ImageCost,
+    MeteredReward,
+    Selection,
+    TrainContext,
+)
 from overopt_bench.types.metric import Evaluation, Metric, Number
+from overopt_bench.types.mitigation import (
+    ChainRows,
+    Hook,
+    LossRows,
+    Mitigation,
+    MitigationParams,
+    Mitigations,
+    TransitionRows,
+    step_kl,
+)
 from overopt_bench.types.policy import Policy, Trajectory
-from overopt_bench.types.reward import Reward
+from overopt_bench.types.resources import Resources
+from overopt_bench.types.reward import DerivedReward, Reward, RewardParams
+from overopt_bench.types.schedule import Prediction, Schedule
 from overopt_bench.types.suite import Architecture, Suite
 from overopt_bench.types.transition import Transition
 
@@ -18,13 +38,24 @@ __all__ = [
     "AlgorithmParams",
     "Architecture",
     "Candidates",
+    "ChainRows",
+    "DerivedReward",
     "Evaluation",
+    "Hook",
+    "ImageCost",
+    "LossRows",
     "MeteredReward",
     "Metric",
+    "Mitigation",
+    "MitigationParams",
+    "Mitigations",
     "Number",
     "Policy",
     "Prediction",
+    "Resources",
     "Reward",
+    "RewardParams",
+    "Schedule",
     "Selection",
     "Suite",
     "SuiteDefaults",

@@ -129,6 +129,7 @@ class Algorithm(ABC):
         recomputes: whether activations are recomputed in the backward pass where neither the user nor the suite says
             otherwise, because the authors do so.
         steady: parameters with which every round costs the same, for timing.
+        hooks: the places of a round where it calls ``TrainContext.mitigations``; the harness asks for stops itself.
     """
 
     name: ClassVar[str]
@@ -140,6 +141,7 @@ class Algorithm(ABC):
     needs_gradient: ClassVar[bool] = False
     recomputes: ClassVar[bool] = False
     steady: ClassVar[Mapping[str, Any]] = {}
+    hooks: ClassVar[frozenset[Hook]] = frozenset()
 
     def __init__(self, ctx: TrainContext, params: Any) -> None:
         self.ctx = ctx

@@ -146,11 +146,11 @@ class Mitigation:
         Raises:
             UserError: where the algorithm does not offer a hook that is needed.
         """
-        if absent := sorted(cls.uses(params) - algorithm.hooks):
-            offers = ", ".join(sorted(algorithm.hooks)) or "no place at all"
+        offered = algorithm.hooks | ({"stop"} if algorithm.role == "trains" else frozenset[Hook]())
+        if absent := sorted(cls.uses(params) - offered):
             raise UserError(
-                f"the mitigation {cls.name!r} acts on the {' and the '.join(absent)} of a training, which {algorithm.name!r}"
-                f" does not offer; it offers: {offers}"
+                f"the algorithm {algorithm.name!r} cannot be run with the mitigation {write_mitigation(cls.name, params)!r},"
+                f" which acts on {' and '.join(absent)}; it offers {', '.join(sorted(offered)) or 'no such place'}"
             )
 
     def reward(self, rewards: Tensor, trajectory: Trajectory) -> Tensor:

@@ -48,7 +48,8 @@ class Resources:
 
         Args:
             load: a function that can be hashed, such as one of a module; a new lambda each time would load each time.
-            args: hashable, as are the values of ``kwargs``.
+            *args: hashable values.
+            **kwargs: hashable values.
         """
         return self.keep((load, args, tuple(sorted(kwargs.items()))), lambda: load(*args, **kwargs))
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from overopt_bench.options import SuiteDefaults
 from overopt_bench.types.resources import Resources
+from overopt_bench.types.schedule import Schedule
 from overopt_bench.weights import Repo, Weights
 
 
@@ -29,6 +31,9 @@ class Suite(ABC):
     ``gold`` is the reward that stands for the truth, evaluated in every run; ``image_size`` the pixels of a side.
     ``all_rewards`` says that a run evaluates every reward of the suite, not only its proxy and golds; ``knows_truth``
     that ``gold`` is no estimate but the true reward, which is known there, and is shown as that.
+    ``small`` says that its networks are so small that nothing need be saved: activations are kept, whole rounds are
+    timed, a CPU is enough. ``default_rank`` is above 0 for suites that may be taken where none is asked for: of those
+    that can run here, the one of the highest rank.
 
     Args:
         weights: a folder to read weights from instead of the usual places.
@@ -38,6 +43,8 @@ class Suite(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     gold: ClassVar[str]
+    small: ClassVar[bool] = False
+    default_rank: ClassVar[int] = 0
     all_rewards: ClassVar[bool] = False
     knows_truth: ClassVar[bool] = False
     defaults: ClassVar[SuiteDefaults]
@@ -55,6 +62,14 @@ class Suite(ABC):
     def family(cls) -> str:
         """Give the name under which its rewards are registered: its own, or that of several suites with the same ones."""
         return cls.name
+
+    @classmethod
+    def settings(cls, algorithm: str) -> Mapping[str, Any]:
+        """Return the parameters of an algorithm that this suite sets otherwise than its paper, by name; none by default.
+
+        A suite that keeps them in a YAML file returns ``read_settings(path).get(algorithm, {})`` (``suites.loading``).
+        """
+        return {}
 
     def repos(self) -> list[Repo]:
         """List the Hub repositories that its base model and ``clip_features`` are read from."""
@@ -91,7 +106,7 @@ class Suite(ABC):
         """Load a fresh ``StableDiffusionPipeline`` in float32 on the CPU."""
 
     def schedule(self, num_steps: int, eta: float, device: str) -> Schedule | None:
-        """The mathematics of its sampler; None, as here, is DDIM on the betas of the pipeline's scheduler.
+        """Give the mathematics of its sampler; None, as here, is DDIM on the betas of the pipeline's scheduler.
 
         Args:
             num_steps: T.

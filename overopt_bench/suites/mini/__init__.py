@@ -14,11 +14,12 @@ from overopt_bench.encoders.clip import load_clip
 from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_suite
-from overopt_bench.suites.loading import no_progress_bars
+from overopt_bench.suites.loading import no_progress_bars, read_settings
 from overopt_bench.types import Resources, Suite, SuiteDefaults
 from overopt_bench.weights import Weights, digest
 
 WEIGHTS = Path(__file__).parent / "weights"
+SETTINGS = Path(__file__).parent / "settings.yaml"
 REMEDY = "reinstall, or make it: python -m overopt_bench.suites.mini.recipe"
 
 

@@ -114,10 +114,11 @@ def _readers(archives: dict[str, Path]) -> tuple[list[dict[str, Any]], dict[str,
 
 
 def load_emoji(folder: Path, *, names: int | None = None) -> EmojiSet:
-    """Every name that at least three styles draw, in the packages' order.
+    """Read every name that at least three styles draw, in the packages' order.
 
     Args:
-        folder: where the archives are kept. names: only the first so many names (the miniature recipe).
+        folder: where the archives are kept.
+        names: only the first so many names (the miniature recipe).
     """
     listing, readers = _readers(fetch(folder))
     images, name_ids, style_ids, animal = [], [], [], []
@@ -143,7 +144,9 @@ def augment(images: Tensor, generator: Generator, strength: float = 1.0) -> Tens
     """Flip, scale by up to 12 %, shift and rotate a little, then shrink to 32 x 32.
 
     Args:
-        images: ``[B, 3, 64, 64]`` in [0, 1] on white. strength: 0 only shrinks.
+        images: ``[B, 3, 64, 64]`` in [0, 1] on white.
+        generator: of the changes.
+        strength: 0 only shrinks.
 
     Returns:
         ``[B, 3, 32, 32]`` in [0, 1].

@@ -38,13 +38,13 @@ def rate(images: Tensor, prompts: list[str], human: Human, sampler: Sampler) -> 
 
 
 def _prompts(data: EmojiSet, n: int, g: Generator, each: int = 1) -> list[str]:
-    """n prompts: random names, every one ``each`` times in a row."""
+    """N prompts: random names, every one ``each`` times in a row."""
     names = torch.randint(len(data.names), (-(-n // each),), generator=g).tolist()
     return [data.names[k] for k in names for _ in range(each)][:n]
 
 
 def base_samples(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, g: Generator) -> Rated:
-    """n base samples at the settings that runs use, in groups of one prompt."""
+    """N base samples at the settings that runs use, in groups of one prompt."""
     prompts = _prompts(data, n, g, s.rated_per_prompt)
     return rate(sampler(prompts, g, guidance=s.guidance_scale), prompts, human, sampler)
 
@@ -99,7 +99,7 @@ def pair_up(s: Settings, rated: Rated, count: int, g: Generator) -> Pairs:
 
 
 def mixed_samples(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, n: int, g: Generator) -> Rated:
-    """n images of different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
+    """N images of different sources, as in HPSv2: base samples, other guidance, a worse U-Net, real drawings."""
     prompts = _prompts(data, n, g, s.rated_per_prompt)
     guidance = s.guidance_scale
     by_name = {name: (data.name == k).nonzero().flatten() for k, name in enumerate(data.names)}
