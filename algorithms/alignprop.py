@@ -84,13 +84,13 @@ class AlignProp(Algorithm):
         noise = policy.draw_noise(n, self.ctx.generators["sampling"])  # [T+1, n, C, h, w]
         sums = torch.zeros(3, dtype=torch.float64)  # of r, r^2 and the loss
         for part in world.parts(n, self.ctx.micro_batch):
-            words = [prompts[k] for k in part.tolist()]
+            own_prompts = [prompts[k] for k in part.tolist()]
             # x_0 .. x_{T-K} without a graph, the last K steps and the decoder with one
             chains = policy.rollout_from(
-                noise[:, part], words, grad_from=policy.num_steps - grad_steps, checkpoint=self.ctx.checkpoint,
+                noise[:, part], own_prompts, grad_from=policy.num_steps - grad_steps, checkpoint=self.ctx.checkpoint,
                 with_kl=self.ctx.mitigations.reads_kl("reward", "loss"),
             )  # images [m, 3, H, W], differentiable  # fmt: skip
-            r = self.ctx.proxy(chains.images, words)  # [m]
+            r = self.ctx.proxy(chains.images, own_prompts)  # [m]
             learned = self.ctx.mitigations.reward(r, chains)  # [m]
             loss = -learned if self.params.loss == "maximise" else (learned - self.params.target).abs()
             loss = loss + self.ctx.mitigations.penalty(ChainRows(chains))

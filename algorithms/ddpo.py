@@ -103,9 +103,9 @@ class DDPO(Algorithm):
         records = []
         for _ in range(self.params.inner_epochs):
             for sample, step in self.batches(len(prompts)):  # flat indices of the transitions of one update
-                words = [prompts[k] for k in sample.tolist()]
+                own_prompts = [prompts[k] for k in sample.tolist()]
                 old, advantage = log_probs_old[sample, step], advantages[sample, step]
-                records.append(self.updater.step(x[sample, step], x_next[sample, step], step, words, old, advantage))
+                records.append(self.updater.step(x[sample, step], x_next[sample, step], step, own_prompts, old, advantage))
         return {**metrics, **PolicyUpdater.summary(records)}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:

@@ -96,8 +96,8 @@ class PolicyUpdater:
         """
         total, sums, world = len(x), torch.zeros(4), self.policy.world
         for part in world.parts(total, self.micro_batch):
-            words = [prompts[k] for k in part.tolist()]
-            transition = self.policy.transition(x[part], step[part], words, self.checkpoint, eta=eta)
+            own_prompts = [prompts[k] for k in part.tolist()]
+            transition = self.policy.transition(x[part], step[part], own_prompts, self.checkpoint, eta=eta)
             log_probs = self.reduce(transition.log_prob(x_next[part]))
             if means_old is None:
                 log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
@@ -108,7 +108,7 @@ class PolicyUpdater:
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:  # DDPO-SF [paper, section 4.3]: the gradient of log p(x_{i+1} | x_i), weighted by A
                 loss = -advantages[part] * log_probs
-            rows = TransitionRows(self.policy, transition, x[part], step[part], words, eta)
+            rows = TransitionRows(self.policy, transition, x[part], step[part], own_prompts, eta)
             # divided as the log-probabilities are, so that a nat weighs the same against an advantage
             loss = loss + self.reduce(self.mitigations.penalty(rows))
             self.optimizer.backward_part(loss.sum() / total)

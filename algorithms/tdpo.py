@@ -103,8 +103,8 @@ class TDPO(Algorithm):
         self.critic.train()
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
-            words = [prompts[k] for k in sample.tolist()]
-            policy_row = self.updater.step(x[sample, step], x_next[sample, step], step, words, log_prob_old, advantage)
+            own_prompts = [prompts[k] for k in sample.tolist()]
+            policy_row = self.updater.step(x[sample, step], x_next[sample, step], step, own_prompts, log_prob_old, advantage)
             critic_row = self.update_critic(features[sample, step], values_old[sample, step], returns[sample, step])
             records.append([*policy_row, *critic_row])
 

@@ -145,9 +145,9 @@ def doctor(arguments: Arguments) -> Any:
 
     given = arguments.given
     if "run" in given:
-        found = describe_run(Path(given["run"]))
-        print(found.text)
-        return found
+        diagnosis = describe_run(Path(given["run"]))
+        print(diagnosis.text)
+        return diagnosis
     runtime = make_runtime(arguments.of(Runtime))
     name, reason = choose_suite(given.get("suite"), runtime.weights, given.get("model"))
     report = diagnose(name, reason, runtime, given.get("model"))

@@ -154,10 +154,10 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     proxy = rewards.get(values["proxy"], family)
     gold = tuple(dict.fromkeys(rewards.get(name, family).name for name in (*values.get("gold", ()), suite.gold)))
     if algo.needs_gradient and not proxy.differentiable:
-        able = [name for name in rewards.names(family) if rewards.get(name, family).differentiable]
+        allowed = [name for name in rewards.names(family) if rewards.get(name, family).differentiable]
         raise UserError(
             f"{algo.name} needs a differentiable proxy and {proxy.name!r} is not; differentiable in {suite.name}:"
-            f" {', '.join(able) or 'none'}"
+            f" {', '.join(allowed) or 'none'}"
         )
     _check_split(suite, values.get("train_split", "train"))
     get_suite(suite.name, model=values.get("model"))
@@ -212,7 +212,7 @@ def check_prompts(config: RunConfig, suite: Suite) -> None:
     Raises:
         UserError: where a training prompt or a held-out one is none for a reward that the run evaluates.
     """
-    held_out = [p for split, words in suite.prompts.items() if split.startswith("heldout") for p in words]
+    held_out = [p for split, texts in suite.prompts.items() if split.startswith("heldout") for p in texts]
     prompts = [*config.training_prompts(suite), *held_out]
     for name in evaluated_rewards(suite, config.proxy, config.gold):
         rewards.get(name, suite.family()).check_prompts(prompts, suite.resources)

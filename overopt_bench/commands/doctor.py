@@ -52,14 +52,14 @@ class Diagnosis:
 
 def diagnose(name: str, reason: str, runtime: Runtime, model: str | None = None) -> Diagnosis:
     """Look at packages, weights, disk and device for one suite; asks no network and loads no model."""
-    found = Diagnosis()
+    diagnosis = Diagnosis()
     suite = get_suite(name, runtime.weights, model)
-    found.lines.append("packages  " + "  ".join(f"{k} {v}" for k, v in versions().items()))
-    found.lines.append(f"suite     {name}: {reason}")
-    _weights(found, suite, Weights(runtime.weights))
-    _device(found, suite, runtime)
-    _expected(found, suite, runtime)
-    return found
+    diagnosis.lines.append("packages  " + "  ".join(f"{k} {v}" for k, v in versions().items()))
+    diagnosis.lines.append(f"suite     {name}: {reason}")
+    _weights(diagnosis, suite, Weights(runtime.weights))
+    _device(diagnosis, suite, runtime)
+    _expected(diagnosis, suite, runtime)
+    return diagnosis
 
 
 def describe_run(folder: Path) -> Diagnosis:
@@ -68,49 +68,49 @@ def describe_run(folder: Path) -> Diagnosis:
     Raises:
         UserError: where the folder is no run.
     """
-    config, found = read_config(folder), Diagnosis()
+    config, diagnosis = read_config(folder), Diagnosis()
     unit = config.budget_unit
-    found.lines.append(f"run       {config.algo} on {config.proxy}, gold {', '.join(config.gold)}, seed {config.seed}")
-    found.lines.append(f"suite     {config.suite}{f' ({config.model})' if config.model else ''}, {config.precision}")
-    found.lines.append(
+    diagnosis.lines.append(f"run       {config.algo} on {config.proxy}, gold {', '.join(config.gold)}, seed {config.seed}")
+    diagnosis.lines.append(f"suite     {config.suite}{f' ({config.model})' if config.model else ''}, {config.precision}")
+    diagnosis.lines.append(
         f"sampler   {config.num_steps} steps, guidance {config.guidance_scale:g}, eta {config.eta:g};"
         f" LoRA of rank {config.lora_rank}, alpha {config.lora_alpha}"
     )
-    found.lines.append("settings  " + (" ".join(f"{k}={v}" for k, v in config.params.items()) or "none"))
+    diagnosis.lines.append("settings  " + (" ".join(f"{k}={v}" for k, v in config.params.items()) or "none"))
     try:
         status = json.loads((folder / "status.json").read_text())
         reason = f": {status['reason']}" if status["reason"] else ""
-        found.lines.append(
+        diagnosis.lines.append(
             f"status    {status['state']} at {status['queries']} queries of {config.budget} {unit}{reason}"
         )
     except (OSError, ValueError, KeyError, TypeError):
-        found.lines.append("status    cannot be read")
+        diagnosis.lines.append("status    cannot be read")
     sessions = read_sessions(folder)
     for number, session in enumerate(sessions, 1):
         machine = session.get("hardware", {})
-        found.lines.append(
+        diagnosis.lines.append(
             f"session {number} from {session.get('queries')} queries, {session.get('started')}: "
             + ", ".join(f"{name} {value}" for name, value in machine.items())
             + f", revision {str(session.get('git'))[:10]}"
         )
     if sessions:
-        found.lines.append("versions  " + "  ".join(f"{k} {v}" for k, v in sessions[-1].get("versions", {}).items()))
-    found.lines += [f"changed   {name}: {values}" for name, values in session_differences(sessions)]
-    return found
+        diagnosis.lines.append("versions  " + "  ".join(f"{k} {v}" for k, v in sessions[-1].get("versions", {}).items()))
+    diagnosis.lines += [f"changed   {name}: {values}" for name, values in session_differences(sessions)]
+    return diagnosis
 
 
-def _weights(found: Diagnosis, suite: Suite, weights: Weights) -> None:
+def _weights(diagnosis: Diagnosis, suite: Suite, weights: Weights) -> None:
     needed = list(_repos(suite))
     if not needed:
         missing = suite.missing()
-        found.lines.append(f"weights   {missing or 'ship with the package'}")
-        found.problems += [missing] if missing else []
+        diagnosis.lines.append(f"weights   {missing or 'ship with the package'}")
+        diagnosis.problems += [missing] if missing else []
         return
     if suite.takes_model():
         try:
-            found.lines.append(f"weights   base model: {suite.pipeline_folder()}")
+            diagnosis.lines.append(f"weights   base model: {suite.pipeline_folder()}")
         except UserError as error:
-            found.problems.append(str(error))
+            diagnosis.problems.append(str(error))
     to_fetch = 0
     for repo, users in needed:
         absent = weights.absent(repo)
@@ -118,17 +118,17 @@ def _weights(found: Diagnosis, suite: Suite, weights: Weights) -> None:
         to_fetch += size
         head = f"weights   {repo.id} @{repo.revision[:10]} for {users} ({repo.licence}):"
         if absent:
-            found.lines.append(f"{head} {size / GB:.1f} GB missing\n            {repo.command(weights.folder)}")
+            diagnosis.lines.append(f"{head} {size / GB:.1f} GB missing\n            {repo.command(weights.folder)}")
         else:
-            found.lines.append(f"{head} here{''.join(_strangers(repo, weights))}")
+            diagnosis.lines.append(f"{head} here{''.join(_unknown_files(repo, weights))}")
     for repo, users in needed:
         if {"the suite", suite.gold} & {*users.split(", ")} and weights.absent(repo):
-            found.problems.append(f"{repo.id} is missing")
+            diagnosis.problems.append(f"{repo.id} is missing")
     where = weights.folder or _cache()
     free = shutil.disk_usage(next(p for p in (where, *where.parents) if p.exists())).free
-    found.lines.append(f"disk      {free / GB:.0f} GB free in {where}, {to_fetch / GB:.1f} GB to fetch for all rewards")
+    diagnosis.lines.append(f"disk      {free / GB:.0f} GB free in {where}, {to_fetch / GB:.1f} GB to fetch for all rewards")
     if free < to_fetch:
-        found.lines[-1] += ": not enough for all of them"
+        diagnosis.lines[-1] += ": not enough for all of them"
 
 
 def _repos(suite: Suite) -> Iterator[tuple[Repo, str]]:
@@ -142,7 +142,7 @@ def _repos(suite: Suite) -> Iterator[tuple[Repo, str]]:
     yield from ((repo, ", ".join(names)) for repo, names in users.items())
 
 
-def _strangers(repo: Repo, weights: Weights) -> Iterator[str]:
+def _unknown_files(repo: Repo, weights: Weights) -> Iterator[str]:
     for file, published in repo.sha256.items():
         path = weights.find(repo, file)
         if path is not None and digest(path) != published:
@@ -155,18 +155,18 @@ def _cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def _device(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
+def _device(diagnosis: Diagnosis, suite: Suite, runtime: Runtime) -> None:
     if runtime.device == "cpu":
-        found.lines.append(f"device    cpu, {torch.get_num_threads()} threads")
+        diagnosis.lines.append(f"device    cpu, {torch.get_num_threads()} threads")
         if not suite.small:
-            found.lines[-1] += "; a run of the real model takes weeks here"
+            diagnosis.lines[-1] += "; a run of the real model takes weeks here"
         return
     free, total = torch.cuda.mem_get_info(runtime.device)
     name = torch.cuda.get_device_name(runtime.device)
-    found.lines.append(f"device    {runtime.device}, {name}: {free / GB:.0f} of {total / GB:.0f} GB free")
+    diagnosis.lines.append(f"device    {runtime.device}, {name}: {free / GB:.0f} of {total / GB:.0f} GB free")
 
 
-def _expected(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
+def _expected(diagnosis: Diagnosis, suite: Suite, runtime: Runtime) -> None:
     """Memory and time of a default run of each algorithm, computed from the architecture; nothing is loaded."""
     architecture = suite.architecture()
     if architecture is None:
@@ -176,7 +176,7 @@ def _expected(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
     guided = defaults.guidance_scale != 1
     peak = _peak_flops(runtime)
     total = torch.cuda.get_device_properties(runtime.device).total_memory if runtime.device != "cpu" else None
-    found.lines.append(
+    diagnosis.lines.append(
         f"expected  {precision}, {defaults.num_steps} steps, {defaults.budget} queries; computed, not measured"
         + ("" if peak is None else f"; hours at {UTILISATION:.0%} of the card's {peak / 1e12:.0f} TFLOP/s")
     )
@@ -197,8 +197,8 @@ def _expected(found: Diagnosis, suite: Suite, runtime: Runtime) -> None:
         if total is not None:
             line += f"; micro-batch here {need.fitting(total, need.training)}"
             if not least.fitting(total, least.training):
-                found.problems.append(f"the card is too small for {algo.name}: it has {total / GB:.0f} GB")
-        found.lines.append(line)
+                diagnosis.problems.append(f"the card is too small for {algo.name}: it has {total / GB:.0f} GB")
+        diagnosis.lines.append(line)
 
 
 def _peak_flops(runtime: Runtime) -> float | None:

@@ -29,12 +29,12 @@ def score(
         UserError: where a reward does not exist, needs a prompt and has none, or cannot judge the prompt.
     """
     classes = {name: rewards.get(name, suite.family()) for name in dict.fromkeys(names)}
-    if speechless := [name for name, cls in classes.items() if cls.needs_prompt and not prompt.strip()]:
+    if unprompted := [name for name, cls in classes.items() if cls.needs_prompt and not prompt.strip()]:
         free = [name for name in rewards.names(suite.family()) if not rewards.get(name, suite.family()).needs_prompt]
-        raise UserError(f"--reward {speechless[0]} needs a --prompt; without one there are {', '.join(free) or 'none'}")
-    if relative := [name for name, cls in classes.items() if cls.needs_base_samples]:
+        raise UserError(f"--reward {unprompted[0]} needs a --prompt; without one there are {', '.join(free) or 'none'}")
+    if standardised := [name for name, cls in classes.items() if cls.needs_base_samples]:
         raise UserError(
-            f"--reward {relative[0]} is standardised on a run's base samples; score its members by themselves"
+            f"--reward {standardised[0]} is standardised on a run's base samples; score its members by themselves"
         )
     for cls in classes.values():
         if cls.needs_prompt:

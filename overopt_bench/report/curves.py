@@ -92,14 +92,14 @@ def _figure(
     Args:
         group: what to draw.
         title: of the figure.
-        x: gives the metric and the words of a proxy's abscissa.
+        x: gives the metric and the label of a proxy's abscissa.
         note: what the legend says of the lines.
         golds_only: leaves the proxy's panels out.
     """
     golds = group.golds()
     figure, axes, columns = panels_per_proxy(group, len(golds) + (not golds_only), title)
     for proxy, own in columns.items():
-        key, words = x(proxy)
+        key, axis_label = x(proxy)
         if not golds_only:
             own[0].set_ylabel(f"proxy: {proxy}", fontsize=8)
             _lines(own[0], group, proxy, key, f"train/{proxy}/mean", band=key == "queries")
@@ -109,7 +109,7 @@ def _figure(
                 ax.text(0.5, 0.5, f"{gold} is the proxy here", ha="center", transform=ax.transAxes, fontsize=8)
             else:
                 _lines(ax, group, proxy, key, f"train/{gold}/mean", dashed=True, band=key == "queries")
-        label_x(own, words, len(columns))
+        label_x(own, axis_label, len(columns))
     legend(figure, axes, note + (THIN if group.reference else ""))
     return figure
 

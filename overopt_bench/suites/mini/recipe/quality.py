@@ -81,9 +81,9 @@ def judge_ordering(s: Settings, data: EmojiSet, sampler: Sampler, human: Human, 
         for word, severity in (("mild", 0.25), ("strong", 0.75)):
             table[f"real, {word} {kind}"] = (corrupt(real, torch.full((n,), severity), kind, g), prompts)
     out = {}
-    for row, (images, words) in table.items():
+    for row, (images, own_prompts) in table.items():
         with torch.no_grad():
-            a, q = human.judge.parts(images, words)
+            a, q = human.judge.parts(images, own_prompts)
         score = (a + q) / 2
         out[row] = {"score": score.mean().item(), "stderr": (score.std() / n**0.5).item(),
                     "alignment": a.mean().item(), "quality": q.mean().item()}  # fmt: skip
