@@ -105,7 +105,9 @@ class DDPO(Algorithm):
             for sample, step in self.batches(len(prompts)):  # flat indices of the transitions of one update
                 own_prompts = [prompts[k] for k in sample.tolist()]
                 old, advantage = log_probs_old[sample, step], advantages[sample, step]
-                records.append(self.updater.step(x[sample, step], x_next[sample, step], step, own_prompts, old, advantage))
+                records.append(
+                    self.updater.step(x[sample, step], x_next[sample, step], step, own_prompts, old, advantage)
+                )
         return {**metrics, **PolicyUpdater.summary(records)}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:

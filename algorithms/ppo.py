@@ -82,14 +82,14 @@ class PolicyUpdater:
         self, x: Tensor, x_next: Tensor, step: Tensor, prompts: Sequence[str], log_probs_old: Tensor, advantages: Tensor,
         *, eta: Tensor | None = None, means_old: Tensor | None = None,
     ) -> list[float]:  # fmt: skip
-        """Take one optimizer step on M transitions; returns the values of ``METRICS``.
+        """Take one optimizer step on M transitions and return the values of ``METRICS``.
 
         Args:
-            x: ``[M, C, h, w]``, the inputs of the transitions.
-            x_next: ``[M, C, h, w]``, their outputs.
-            step: ``[M]`` int64, the step index of each.
-            prompts: M prompts.
-            log_probs_old: ``[M]`` as stored at sampling, summed over the latent's dimensions.
+            x: ``[M, C, h, w]`` x_i of each transition.
+            x_next: ``[M, C, h, w]`` what was sampled after it, x_{i+1}.
+            step: ``[M]`` int64, each transition's own step i.
+            prompts: the M prompts.
+            log_probs_old: ``[M]`` as stored at sampling, summed over dimensions, in nats.
             advantages: ``[M]``.
             eta: ``[T]`` noise of each step at sampling, where it was not the schedule's own.
             means_old: ``[M, C, h, w]`` means of the sampling policy, for GRPO-Guard's ratio; the plain one without.

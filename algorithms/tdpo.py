@@ -104,7 +104,9 @@ class TDPO(Algorithm):
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
             own_prompts = [prompts[k] for k in sample.tolist()]
-            policy_row = self.updater.step(x[sample, step], x_next[sample, step], step, own_prompts, log_prob_old, advantage)
+            policy_row = self.updater.step(
+                x[sample, step], x_next[sample, step], step, own_prompts, log_prob_old, advantage
+            )
             critic_row = self.update_critic(features[sample, step], values_old[sample, step], returns[sample, step])
             records.append([*policy_row, *critic_row])
 

@@ -70,8 +70,12 @@ def describe_run(folder: Path) -> Diagnosis:
     """
     config, diagnosis = read_config(folder), Diagnosis()
     unit = config.budget_unit
-    diagnosis.lines.append(f"run       {config.algo} on {config.proxy}, gold {', '.join(config.gold)}, seed {config.seed}")
-    diagnosis.lines.append(f"suite     {config.suite}{f' ({config.model})' if config.model else ''}, {config.precision}")
+    diagnosis.lines.append(
+        f"run       {config.algo} on {config.proxy}, gold {', '.join(config.gold)}, seed {config.seed}"
+    )
+    diagnosis.lines.append(
+        f"suite     {config.suite}{f' ({config.model})' if config.model else ''}, {config.precision}"
+    )
     diagnosis.lines.append(
         f"sampler   {config.num_steps} steps, guidance {config.guidance_scale:g}, eta {config.eta:g};"
         f" LoRA of rank {config.lora_rank}, alpha {config.lora_alpha}"
@@ -94,7 +98,9 @@ def describe_run(folder: Path) -> Diagnosis:
             + f", revision {str(session.get('git'))[:10]}"
         )
     if sessions:
-        diagnosis.lines.append("versions  " + "  ".join(f"{k} {v}" for k, v in sessions[-1].get("versions", {}).items()))
+        diagnosis.lines.append(
+            "versions  " + "  ".join(f"{k} {v}" for k, v in sessions[-1].get("versions", {}).items())
+        )
     diagnosis.lines += [f"changed   {name}: {values}" for name, values in session_differences(sessions)]
     return diagnosis
 
@@ -126,7 +132,9 @@ def _weights(diagnosis: Diagnosis, suite: Suite, weights: Weights) -> None:
             diagnosis.problems.append(f"{repo.id} is missing")
     where = weights.folder or _cache()
     free = shutil.disk_usage(next(p for p in (where, *where.parents) if p.exists())).free
-    diagnosis.lines.append(f"disk      {free / GB:.0f} GB free in {where}, {to_fetch / GB:.1f} GB to fetch for all rewards")
+    diagnosis.lines.append(
+        f"disk      {free / GB:.0f} GB free in {where}, {to_fetch / GB:.1f} GB to fetch for all rewards"
+    )
     if free < to_fetch:
         diagnosis.lines[-1] += ": not enough for all of them"
 

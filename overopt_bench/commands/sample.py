@@ -92,10 +92,10 @@ def trained_policy(
     """Load the policy of a run as it trained: base model, precision, sampler, and the adapter that it saved.
 
     Args:
-        run: the run folder.
-        config: the configuration of the run.
-        suite: gives the base model.
-        runtime: where to compute.
+        run: the run's folder.
+        config: the run's configuration.
+        suite: the run's suite, for its base model.
+        runtime: where and how fast.
         rewards: what will be on the device besides; counts where micro-batches are chosen.
 
     Raises:
@@ -166,10 +166,10 @@ def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, ru
 
 
 def file_name(drawing: Drawing, origin: str) -> str:
-    """Make a name that no other image has, on disks that ignore case too: what can be read of the prompt, and a hash.
+    """Name an image as no other, on disks that ignore case too: what can be read of the prompt, and a hash.
 
     Args:
-        drawing: the image.
+        drawing: the image's prompt, seed and number.
         origin: what stands for the policy, so that runs that are sampled into one folder keep their own images.
     """
     readable = re.sub(r"[^a-z0-9]+", "-", drawing.prompt.lower())[:40].strip("-")

@@ -66,15 +66,12 @@ class World:
                 yield part
 
     def map(self, work: Callable[[Tensor], tuple[Tensor, ...]], n: int, size: int) -> tuple[Tensor, ...]:
-        """Do ``work`` on all of 0..n-1, in micro-batches and shared out among processes.
+        """Do ``work`` on all of 0..n-1, in micro-batches and shared out; all processes get its results ``[n, ...]``.
 
         Args:
             work: micro-batch of indices ``[m]`` to tensors ``[m, ...]``.
-            n: how many indices there are.
-            size: the largest m.
-
-        Returns:
-            The results ``[n, ...]`` in order, on all processes.
+            n: how many rows there are on all processes together.
+            size: of a micro-batch, at most.
         """
         done = [work(part) for part in self.parts(n, size)]
         own = tuple(torch.cat(columns) for columns in zip(*done, strict=True))

@@ -105,9 +105,9 @@ def add_adapter(unet: Any, *, rank: int, alpha: int, seed: int) -> None:
     """Add a float32 LoRA of zero effect to a U-Net.
 
     Args:
-        unet: a U-Net of diffusers.
+        unet: diffusers' U-Net.
         rank: of the LoRA.
-        alpha: of the LoRA, whose scale is alpha / rank.
+        alpha: of the LoRA; its scale is alpha / rank.
         seed: of its initial weights; no other generator is touched.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(LORA_TARGETS))
@@ -123,7 +123,7 @@ def set_attention(unet: Any, kind: str | None) -> None:
     """Choose the implementation of attention; U-Nets of diffusers take a processor, not one of its dispatched backends.
 
     Args:
-        unet: a U-Net of diffusers.
+        unet: diffusers' U-Net.
         kind: one of ``ATTENTION``, or None for diffusers' choice.
 
     Raises:

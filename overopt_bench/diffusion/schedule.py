@@ -104,8 +104,8 @@ def make_schedule(
     Args:
         scheduler: the configuration of the checkpoint's scheduler, as diffusers' ``scheduler.config`` has it.
         num_steps: T.
-        eta: the noise of every step, in [0, 1].
-        device: where the timesteps and alphas are.
+        eta: the noise of every step, in (0, 1].
+        device: where its tensors are held.
 
     Raises:
         UserError: where the checkpoint's timesteps are too few for so many steps, its betas are no schedule, or its

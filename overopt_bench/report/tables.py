@@ -165,11 +165,11 @@ def _scaling(run: Run, key: str, split: str) -> tuple[float, float, float] | Non
 
 
 def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str], list[str], Array]]:
-    """Tabulate for each trained algorithm how every reward changed under every proxy.
+    """Compute how far training on each proxy moved every reward, for each trained algorithm.
 
     Returns:
-        By algorithm: the proxies trained on, the rewards scored by, and the change end - start of each reward in standard
-        deviations over the base model's images, averaged over seeds.
+        By algorithm: the proxies trained on, the rewards scored by, and the change end - start of each reward ``[proxies,
+        rewards]`` in standard deviations over the base model's images, averaged over seeds.
     """
     out: dict[str, tuple[list[str], list[str], Array]] = {}
     trained = [run for run in group.runs if run.of("scores") and run.role == "trains"]
