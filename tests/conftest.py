@@ -77,7 +77,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
 def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     """Training that only notes what it is given, in an empty working directory."""
     fake = FakeTrain()
-    monkeypatch.setitem(sys.modules, "overopt_bench.training.loop", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "overopt_bench.training.loop", fake)
     monkeypatch.setattr(overopt_bench.training, "loop", fake, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OVEROPT_BENCH_DEBUG", raising=False)

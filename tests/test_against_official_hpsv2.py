@@ -100,7 +100,7 @@ def test_hps_scores_as_the_package(hps: HPSv2, hps_truth: dict[str, npt.NDArray[
 def test_hps_features_are_the_packages(hps: HPSv2, hps_truth: dict[str, npt.NDArray[Any]]) -> None:
     with torch.no_grad():
         ours = hps.encode_pixels(hps.official_pixels(list(PICTURES.values())))
-        words = torch.nn.functional.normalize(hps.model.encode_text(hps.tokenizer(TEXTS)), dim=-1)  # type: ignore[operator]
+        words = torch.nn.functional.normalize(hps.model.encode_text(hps.tokenizer(TEXTS)), dim=-1)
     assert score_difference(ours, hps_truth["image_features"]) <= SCORE
     assert score_difference(words, hps_truth["text_features"]) <= SCORE
 

@@ -103,7 +103,7 @@ def red_minus_blue(images: Tensor, prompts: Sequence[str]) -> Tensor:
 def given(policy: Stored, prompts: Sequence[str]) -> TrainContext:
     """What an algorithm needs, with the stand-in reward and these prompts."""
     ctx = context(policy)
-    ctx.proxy = red_minus_blue  # type: ignore[assignment]
+    ctx.proxy = red_minus_blue
     ctx.draw_prompts = lambda n, group: list(prompts)
     return ctx
 

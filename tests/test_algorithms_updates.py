@@ -27,7 +27,7 @@ def ddpo(*, policy: ToyPolicy | None = None, left: int = 10**9, **params: Any) -
 
 def gradients(optimizer: Optimizer, policy: ToyPolicy) -> list[Tensor]:
     seen: list[Tensor] = []
-    optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     return seen
 
 

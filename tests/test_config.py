@@ -192,6 +192,6 @@ def test_the_resume_command_holds_what_the_record_does_not() -> None:
 
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        resolve(GIVEN).seed = 5  # type: ignore[misc]
+        resolve(GIVEN).seed = 5
     with pytest.raises(ValueError, match="Extra inputs"):
         RunConfig(**{**resolve(GIVEN).model_dump(), "other": 1})

@@ -92,7 +92,7 @@ def first_gradient(algorithm: GRPO) -> Tensor:
     policy: Any = algorithm.ctx.policy
     seen: list[Tensor] = []
     algorithm.updater.optimizer.max_grad_norm = 1e9
-    algorithm.updater.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    algorithm.updater.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     algorithm.step()
     return seen[0]
 
@@ -124,7 +124,7 @@ def test_guard_compares_with_the_policy_that_sampled() -> None:
     spy = Spy(algorithm, "means")
     rows: list[list[float]] = []
     step = algorithm.updater.step
-    algorithm.updater.step = lambda *a, **k: rows.append(step(*a, **k)) or rows[-1]  # type: ignore[method-assign, func-returns-value]
+    algorithm.updater.step = lambda *a, **k: rows.append(step(*a, **k)) or rows[-1]
     algorithm.step()
     assert len(spy.calls) == len(rows) == 2
     first, second = (row[PolicyUpdater.METRICS.index("approx_kl")] for row in rows)
@@ -141,7 +141,7 @@ def test_window_alone_has_noise_and_gradient(ratio: str) -> None:
     algorithm = build(steps=5, window=2, ratio=ratio, updates_per_epoch=1)
     spy = Spy(algorithm, "draw_steps")
     rollout, etas = algorithm.ctx.policy.rollout, []
-    algorithm.ctx.policy.rollout = lambda *a, eta, **k: etas.append(eta) or rollout(*a, eta=eta, **k)  # type: ignore[method-assign, func-returns-value]
+    algorithm.ctx.policy.rollout = lambda *a, eta, **k: etas.append(eta) or rollout(*a, eta=eta, **k)
     gradient = first_gradient(algorithm)
     inside = gradient.abs().sum(1) > 0
     assert len(spy.calls) == 1 and inside.sum() == 2 and inside[:4].any()
@@ -195,7 +195,7 @@ def test_micro_batches_change_nothing(ratio: str) -> None:
         algorithm = build(ratio=ratio, window=2)
         algorithm.updater.micro_batch = micro
         algorithm.step()
-        ends.append(algorithm.ctx.policy.shift.detach().clone())  # type: ignore[attr-defined]
+        ends.append(algorithm.ctx.policy.shift.detach().clone())
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 

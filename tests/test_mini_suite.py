@@ -14,7 +14,7 @@ from overopt_bench.suites.mini import WEIGHTS
 LEARNED = ("aesthetic", "imagereward", "pickscore", "hpsv2")
 
 
-def card() -> dict:  # type: ignore[type-arg]
+def card() -> dict:
     return dict(json.loads((WEIGHTS / "card.json").read_text()))
 
 

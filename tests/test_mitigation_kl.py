@@ -65,7 +65,7 @@ def first_gradient(algorithm: Any) -> Tensor:
     """The policy's gradient in the first update of a round."""
     optimizer: Optimizer = algorithm.optimizer if hasattr(algorithm, "optimizer") else algorithm.updater.optimizer
     seen: list[Tensor] = []
-    optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(optimizer.parameters[0].grad.clone()))  # type: ignore[union-attr]
+    optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(optimizer.parameters[0].grad.clone()))
     algorithm.step()
     return seen[0]
 

@@ -66,7 +66,7 @@ def test_units_are_chosen_by_mode() -> None:
 
 def trained_critic(activation: str = "none") -> tuple[TemporalCritic, torch.optim.AdamW]:
     g = torch.Generator().manual_seed(0)
-    critic = TemporalCritic(5, (6, 4), activation, False, g)  # type: ignore[arg-type]
+    critic = TemporalCritic(5, (6, 4), activation, False, g)
     for layer in critic.linear_layers():
         nn.init.normal_(layer.weight, generator=g)
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
@@ -85,7 +85,7 @@ def test_reset_touches_exactly_the_chosen_entries(adam_step: str) -> None:
     before = {p: p.detach().clone() for p in critic.parameters()}
     moments = {p: optimizer.state[p]["exp_avg"].clone() for p in critic.parameters()}
     count = reset_units(
-        layers, units, optimizer, 0.1, torch.Generator().manual_seed(1), outgoing="noise", adam_step=adam_step  # type: ignore[arg-type]
+        layers, units, optimizer, 0.1, torch.Generator().manual_seed(1), outgoing="noise", adam_step=adam_step
     )  # fmt: skip
     assert count == 2
     expected = {p: torch.zeros_like(p, dtype=torch.bool) for p in critic.parameters()}

@@ -74,7 +74,7 @@ def test_first_update_is_advantage_weighted_denoising() -> None:
     algorithm = build(updates_per_epoch=1, max_grad_norm=1e9)
     policy: Any = algorithm.ctx.policy
     spy, seen = Spy(algorithm, "terms"), []
-    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     algorithm.step()
     noise, timesteps = spy.joined(1).flatten(1), spy.joined(2)
     advantages = (2 * spy.joined(4) - 1) * algorithm.params.advantage_clip
@@ -159,7 +159,7 @@ def test_micro_batches_change_nothing() -> None:
         algorithm = build()
         algorithm.ctx.micro_batch = micro
         algorithm.step()
-        ends.append(algorithm.ctx.policy.shift.detach().clone())  # type: ignore[attr-defined]
+        ends.append(algorithm.ctx.policy.shift.detach().clone())
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 

@@ -111,7 +111,7 @@ def test_a_field_more_is_an_option_more() -> None:
     assert "--warmth PLACE How warm it is; may be repeated." in text and "How deep. [the sea's]" in text
     assert "depth: How deep. [the sea's]" in str(dive.__doc__)
     with pytest.raises(TypeError, match="dept"):
-        dive(dept=3)  # type: ignore[call-arg]
+        dive(dept=3)
 
 
 class WiderConfig(RunConfig):

@@ -22,7 +22,7 @@ def line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sp
     budget, now, spends = Spent(), [100.0], given.pop("spends", True)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     made: Any = resolve({"algo": "ddpo", "proxy": "aesthetic", "suite": "mini", "budget": 200, **given})
-    with Progress(made, budget, spends=spends) as shown:  # type: ignore[arg-type]
+    with Progress(made, budget, spends=spends) as shown:
         budget.spent, now[0] = spent, 110.0
         shown.evaluated({"train/aesthetic/mean": 0.5, "train/human/mean": 0.25, "train/sqrt_kl": 2.0})
     return capsys.readouterr().out.strip()

@@ -116,7 +116,7 @@ def test_the_judge_knows_names_in_any_case() -> None:
     with torch.no_grad():
         fox, lower, upper = judge(images[:1].repeat(3, 1, 1, 1), ["fox face", "Fox face", "A big FOX FACE"])
     assert fox == lower == upper
-    tokens = get_suite("mini").tokens(["fox face", "Fox Face"])  # type: ignore[attr-defined]
+    tokens = get_suite("mini").tokens(["fox face", "Fox Face"])
     assert torch.equal(tokens[0], tokens[1])  # so the base model draws them alike
 
 
@@ -183,7 +183,7 @@ def test_another_long_list_is_refused_in_a_short_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_hundred_thousand_prompts_are_no_burden(tmp_path: Path) -> None:
     """Reading, checks, hash and record take a few seconds on one core; anything quadratic would take hours."""
-    names = get_suite("mini").names  # type: ignore[attr-defined]
+    names = get_suite("mini").names
     file = write(tmp_path, "a.txt", "\n".join(f"{names[k % len(names)]} number {k}" for k in range(100_000)))
     started = time.process_time()
     config = resolve({**SMALL, "train_prompts": read_prompt_file(Path(file))[0]})

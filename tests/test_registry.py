@@ -38,7 +38,7 @@ def test_one_name_may_stand_for_another_class_in_each_suite(tiny: Path) -> None:
     class Everywhere(Reward):
         name = "truth"
 
-        def __call__(self, images, prompts):  # type: ignore[no-untyped-def]
+        def __call__(self, images, prompts):
             return images
 
     assert rewards.get("truth", "tiny").__name__ == "Truth"
@@ -50,13 +50,13 @@ def test_a_taken_name_is_refused(tiny: Path) -> None:
     with pytest.raises(UserError, match="the suite 'tiny' exists already"):
 
         @register_suite
-        class Other(type(get_suite("tiny"))):  # type: ignore[misc]
+        class Other(type(get_suite("tiny"))):
             pass
 
 
 def test_only_subclasses_with_a_name_are_registered(clean_registry: None) -> None:
     with pytest.raises(UserError, match=r"no subclass of overopt_bench.types.Reward"):
-        register_reward(Suite)  # type: ignore[type-var]
+        register_reward(Suite)
     with pytest.raises(UserError, match="needs a class attribute `name`"):
         register_reward(type("Nameless", (Reward,), {}))
 

@@ -100,7 +100,7 @@ def test_the_same_run_in_two_folders_is_one_seed(results: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "damage", [lambda raw: raw[:60], lambda raw: b"no picture", lambda raw: raw[:40] + b"x" * 30 + raw[70:]]
 )
-def test_a_damaged_picture_costs_its_frame_and_nothing_else(results: Path, tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_picture_costs_its_frame_and_nothing_else(results: Path, tmp_path: Path, damage) -> None:
     picture = results / "mini/aesthetic/ddpo/seed0/images/0000200.png"
     picture.write_bytes(damage(picture.read_bytes()))
     html = build_report([results], tmp_path / "report").read_text()
@@ -162,7 +162,7 @@ def test_other_budgets_and_parameters_are_kept_apart(results: Path, tmp_path: Pa
         (lambda f: (f / "status.json").unlink(), "status.json"),
     ],
 )
-def test_damaged_runs_are_shown_and_not_compared(results: Path, tmp_path: Path, damage, reason: str) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_runs_are_shown_and_not_compared(results: Path, tmp_path: Path, damage, reason: str) -> None:
     folder = results / "mini" / "aesthetic" / "ddpo" / "seed1"
     damage(folder)
     html = build_report([results], tmp_path / "report").read_text()

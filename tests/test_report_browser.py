@@ -41,7 +41,7 @@ def browser(tmp_path: Path) -> Iterator[object]:
     driver.quit()
 
 
-def test_page_works(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_page_works(browser, tmp_path: Path) -> None:
     for seed in range(3):
         for algo in ("ddpo", "tdpo_r"):
             write_run(tmp_path / "results", algo, seed=seed)
@@ -86,7 +86,7 @@ def everywhere(out: Path) -> None:
         write_run(out, "ddpo", state="failed", reason=text, folder=out / text.replace("/", "\u2215"))
 
 
-def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path, monkeypatch) -> None:
     dot = tmp_path / "dot.png"
     Image.new("RGB", (1, 1)).save(dot)
     monkeypatch.setattr(report, "save", lambda *_: dot)  # drawing such names is another test's matter
@@ -126,7 +126,7 @@ def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path, monke
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 
-def test_the_policy_stops_what_escaping_would_have_missed(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_policy_stops_what_escaping_would_have_missed(browser, tmp_path: Path) -> None:
     write_run(tmp_path / "results", "ddpo")
     index = build_report([tmp_path / "results"], tmp_path / "report")
     attack = (

@@ -35,7 +35,7 @@ def newcomer(folder: Path, **settings: object) -> Path:
     return write_run(
         folder / "results", "tdpo_r", gold=("imagereward", "human"), others={"imagereward": (0, 1, 2, 3, 4)},
         sessions=[{"weights": {"unet": "abc"}, "rewards": {"human": "h"}}], **settings,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def beside(folder: Path) -> tuple[Group, list[str]]:

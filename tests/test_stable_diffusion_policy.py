@@ -130,7 +130,7 @@ def test_float16_gradients_survive_by_scaling(tiny_weights: Path) -> None:
         step = policy.transition(x, torch.ones_like(rows), PROMPTS)
         kept: list[torch.Tensor] = []
         optimizer.adamw.register_step_pre_hook(
-            lambda *_, kept=kept, policy=policy: kept.append(torch.cat([p.grad.flatten() for p in policy.trainable()]))  # type: ignore[misc]
+            lambda *_, kept=kept, policy=policy: kept.append(torch.cat([p.grad.flatten() for p in policy.trainable()]))
         )
         optimizer.backward(step.mean.sum() * 1e-9)
         assert optimizer.step() > 0 or not scaled

@@ -113,7 +113,7 @@ def test_weights_and_biases_is_one_run_and_gets_each_step_once(tmp_path: Path, m
             step=max(steps) + 1 if steps else 0, log=lambda values, step: logged.append((id, step)), finish=lambda: None
         )
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     rows = [{"event": "train", "queries": k, "loss": 0.0} for k in (8, 16)]
     open_tracker("wandb", config(), tmp_path, "monday", rows).close()
     tracker = open_tracker("wandb", config(), tmp_path, "monday", rows[:1])

@@ -146,7 +146,7 @@ def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, ru
     config, drawings = read_config(run), plan(prompts, count, seed)
     read_index(out / INDEX)  # refuses another table before anything is drawn
     policy = trained_policy(run, config, get_suite(config.suite, runtime.weights, config.model), runtime)
-    origin = f"{config.model_dump_json()} {digest(adapter_file(run / 'adapter'))}"
+    origin = f"{config.config_hash()} {digest(adapter_file(run / 'adapter'))}"
     rows = {}
     try:
         out.mkdir(parents=True, exist_ok=True)

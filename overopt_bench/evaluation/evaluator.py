@@ -34,7 +34,7 @@ def evaluate_split(
     Args:
         sampler: what draws.
         split: which prompts and noise.
-        rewards: by name.
+        rewards: all that are asked, by name.
         encoder: the suite's CLIP, images ``[B, 3, H, W]`` to unit features ``[B, D]``; called where a metric asks.
         with_kl: measure the KL of each step to the base model, where the sampler can.
         world: the processes that share the scoring; this one alone where None.

@@ -52,7 +52,7 @@ UNUSED = ("clip", "datasets", "diffusers", "accelerate")  # imported by parts of
 def import_package(vocab: Path) -> types.ModuleType:
     """``ImageReward.ImageReward`` without the two ``__init__`` files, whose other imports are not installed."""
     for name in UNUSED:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = None
     for name in ("ImageReward", "ImageReward.models"):
         spec = importlib.machinery.PathFinder.find_spec(
             name.rsplit(".", 1)[-1], None if name == "ImageReward" else list(sys.modules["ImageReward"].__path__)
@@ -73,7 +73,7 @@ def build(package: types.ModuleType, med_config: dict[str, Any], vision: dict[st
     transformer = sys.modules["ImageReward.models.BLIP.vit"].VisionTransformer
     if vision is not VISION:
         original = pretrain.create_vit
-        pretrain.create_vit = lambda vit, size, *_: (  # type: ignore[attr-defined]
+        pretrain.create_vit = lambda vit, size, *_: (
             transformer(img_size=size, patch_size=16, drop_path_rate=0.1, **vision),
             vision["embed_dim"],
         )
@@ -82,7 +82,7 @@ def build(package: types.ModuleType, med_config: dict[str, Any], vision: dict[st
         file.flush()
         model = package.ImageReward(med_config=file.name, device="cpu").eval()
     if vision is not VISION:
-        pretrain.create_vit = original  # type: ignore[attr-defined]
+        pretrain.create_vit = original
     own = model.state_dict()
     state = fill(shapes_of(own))
     assert all(state[key].dtype == value.dtype for key, value in own.items())
@@ -110,7 +110,7 @@ def measure(model: Any, pixels: dict[str, torch.Tensor]) -> dict[str, Any]:
 
     def from_tensor(pixel: torch.Tensor, prompt: str) -> torch.Tensor:
         text = model.blip.tokenizer(prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
-        return model.score_gard(text.input_ids, text.attention_mask, pixel[None])[0, 0]  # type: ignore[no-any-return]
+        return model.score_gard(text.input_ids, text.attention_mask, pixel[None])[0, 0]
 
     for i, (name, picture) in enumerate(pictures().items()):
         for j, prompt in enumerate(PROMPTS.values()):
