@@ -123,6 +123,6 @@ def test_an_interrupted_run_goes_on_by_the_line_that_it_printed(locale: dict[str
     line = printed.strip().splitlines()[-1].strip()
     assert line.startswith(b"overopt-bench run --config")
     assert json.loads((folder / "status.json").read_bytes())["state"] == "interrupted"
-    subprocess.run(["bash", "-c", line], env=environment, check=True, timeout=120)
+    subprocess.run(["bash", "-c", line], env=environment, check=True, timeout=600)
     assert json.loads((folder / "status.json").read_bytes())["state"] == "complete"
     assert json.loads((folder / "config.json").read_bytes())["config"]["train_prompts"] == ["fox face 🦊", "cat face"]

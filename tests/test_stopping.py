@@ -55,7 +55,7 @@ def stopped(start: list[str], out: Path, number: int, slow: float, group: bool =
     time.sleep(0.3)  # into the next round's rewards
     asked = time.time()
     os.killpg(process.pid, number) if group else process.send_signal(number)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     assert (out / FOLDER / "status.json").stat().st_mtime - asked < 10
     time.sleep(1)  # the last line waits for the launcher's end
     return process.returncode, log.read_text().rstrip().splitlines()

@@ -214,7 +214,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     while process.poll() is None and not list((folder / "checkpoint").glob("*.pt") if folder.exists() else []):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "overopt-bench run --config" in out and "Traceback" not in err
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
