@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on_by_the_line_that_it_printed(locale: dict[str
     ]  # fmt: skip
     folder = Path(os.fsdecode(out), "mini/aesthetic/ddpo/seed0")
     with subprocess.Popen([str(program), *words, out], stdout=subprocess.PIPE, env=environment) as run:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (folder / "metrics.jsonl").exists() or b'"train"' not in (folder / "metrics.jsonl").read_bytes():
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.02)

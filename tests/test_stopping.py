@@ -48,7 +48,7 @@ def stopped(start: list[str], out: Path, number: int, slow: float, group: bool =
             [*start, *RUN, str(out)], stdout=terminal, stderr=terminal, start_new_session=True,
             env={**ENVIRONMENT, "SLOW_SECONDS": str(slow)}, preexec_fn=hear_hangups,
         )  # fmt: skip
-    record, deadline = out / FOLDER / "metrics.jsonl", time.monotonic() + 100
+    record, deadline = out / FOLDER / "metrics.jsonl", time.monotonic() + 600
     while not record.exists() or b'"round": 1,' not in record.read_bytes():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
