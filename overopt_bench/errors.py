@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -21,9 +22,12 @@ class UserError(Exception):
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that does not exist: the nearest match, if any is near, and all that do exist."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return UserError(f"there is no {kind} {name!r};{hint} allowed: {', '.join(names) or 'none'}")
+    return UserError(f"there is no {kind} {name!r};{_nearest(name, names)} allowed: {', '.join(names) or 'none'}")
+
+
+def _nearest(name: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" did you mean {near[0]!r}?" if near else ""
 
 
 def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserError:
@@ -43,6 +47,9 @@ def explain(error: ValidationError, what: str, allowed: Iterable[str]) -> UserEr
             parts.append(f"{what} {name} is required".strip())
         else:
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if item["type"] == "literal_error" and isinstance(item["input"], str):
+                near = _nearest(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"]))
+                message += f";{near}" if near else ""
             parts.append(f"{what} {name}={item['input']!r}: {message}".strip())
     return UserError("; ".join(parts))
 
