@@ -63,7 +63,7 @@ def stopped(start: list[str], out: Path, number: int, slow: float, group: bool =
 
 def go_on(start: list[str], words: list[str]) -> None:
     """Run ``overopt-bench`` to the end, started by Python or by a launcher."""
-    done = subprocess.run([*start, "-m", "overopt_bench", *words], env=ENVIRONMENT, capture_output=True, timeout=100)
+    done = subprocess.run([*start, "-m", "overopt_bench", *words], env=ENVIRONMENT, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
