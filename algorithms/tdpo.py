@@ -98,15 +98,12 @@ class TDPO(Algorithm):
         log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps
-        x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
         records = []
         self.critic.train()
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
             own_prompts = [prompts[k] for k in sample.tolist()]
-            policy_row = self.updater.step(
-                x[sample, step], x_next[sample, step], step, own_prompts, log_prob_old, advantage
-            )
+            policy_row = self.updater.step(trajectory.latents, sample, step, own_prompts, log_prob_old, advantage)
             critic_row = self.update_critic(features[sample, step], values_old[sample, step], returns[sample, step])
             records.append([*policy_row, *critic_row])
 

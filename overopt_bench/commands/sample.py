@@ -20,6 +20,7 @@ from overopt_bench.config import RunConfig
 from overopt_bench.diffusion.adapter import adapter_file
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import RunError, UserError
+from overopt_bench.evaluation.sampler import PolicySampler
 from overopt_bench.files import atomic
 from overopt_bench.registry import get_suite
 from overopt_bench.seeding import stable_seed
@@ -131,7 +132,7 @@ def sample_images(policy: DiffusionPolicy, drawings: Sequence[Drawing]) -> Itera
         part = drawings[start : start + policy.micro_batch]
         noise = torch.stack([drawing.noise(policy.num_steps, policy.latent_shape) for drawing in part], 1)
         try:
-            yield part, policy.sample(noise, [drawing.prompt for drawing in part])[0].images
+            yield part, PolicySampler(policy).draw(noise, [drawing.prompt for drawing in part], with_kl=False).images
         except FloatingPointError as error:
             raise RunError(f"{error}, in {str(policy.dtype).removeprefix('torch.')}") from None
 
