@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
 
 from overopt_bench.algorithms.ppo import (
     PerPromptStats,
@@ -17,8 +15,12 @@ from overopt_bench.algorithms.ppo import (
     zero_spread_share,
 )
 from overopt_bench.compute.moments import moments
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DDPOParams(PPOParams):

@@ -6,11 +6,9 @@ MixGRPO's (Li et al. 2025, arXiv 2507.21802) and Flow-GRPO-Fast's; ``ratio=guard
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from overopt_bench.algorithms.groups import Scale, group_advantages
 from overopt_bench.algorithms.ppo import (
@@ -21,8 +19,12 @@ from overopt_bench.algorithms.ppo import (
     zero_spread_share,
 )
 from overopt_bench.compute.moments import moments
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GRPOParams(SurrogateParams):
@@ -137,16 +139,16 @@ class GRPO(Algorithm):
         own = self.ctx.policy.schedule.eta
         return torch.zeros_like(own).index_copy(0, steps, own[steps])
 
-    @torch.no_grad()
-    def means(self, latents: Tensor, sample: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
-        """Return the means of M transitions of chains under the policy as it is, ``[M, C, h, w]``."""
+    def means(self, x: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
+        """Return the means of M transitions under the policy as it is, ``[M, C, h, w]``."""
 
         def work(rows: Tensor) -> tuple[Tensor]:
             own = [prompts[k] for k in rows.tolist()]
             x = latents[sample[rows], step[rows]]
             return (self.ctx.policy.transition(x, step[rows], own, eta=eta).mean,)
 
-        return self.ctx.policy.world.map(work, len(sample), self.updater.micro_batch)[0]
+        with torch.no_grad():
+            return self.ctx.policy.world.map(work, len(x), self.updater.micro_batch)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.updater.optimizer.state_dict()}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Generator, Tensor
 
 from overopt_bench.compute.moments import standardise
+from overopt_bench.lazy import torch
 from overopt_bench.types import AlgorithmParams, TrainContext, Transition, TransitionRows
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 Reduction = Literal["mean", "sum"]
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.dormancy import Dormancy
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
 from overopt_bench.compute.moments import moments, standardise
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TDPOParams(PPOParams):
@@ -54,6 +55,8 @@ class TDPO(Algorithm):
     hooks = frozenset({"reward", "advantages", "loss"})
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
+        from overopt_bench.algorithms.critic import TemporalCritic  # a torch module, so its import needs torch
+
         super().__init__(ctx, params)
         self.updater = PolicyUpdater(ctx, params, params.lr)
         self.critic = TemporalCritic(

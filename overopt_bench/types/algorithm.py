@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Generator, Tensor, nn
 
 from overopt_bench.compute.optimizer import Optimizer
+from overopt_bench.lazy import torch
 from overopt_bench.types.mitigation import Hook, Mitigations
 from overopt_bench.types.policy import Policy
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
 
 
 class AlgorithmParams(BaseModel):
