@@ -9,6 +9,7 @@ from typing import Any
 
 from overopt_bench.commands.command import Arguments, checked
 from overopt_bench.commands.requests import Sources
+from overopt_bench.compute.cards import cards
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, check_prompts, parse_set, read_config_file, resolve
 from overopt_bench.errors import UserError
@@ -53,16 +54,12 @@ def choose_device(name: str | None) -> str:
     Raises:
         UserError: for a device that does not exist here.
     """
-    import torch
-
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if cards() else "cpu"
     kind, _, index = name.partition(":")
     if name == "cpu" or (kind == "cuda" and (not index or index.isdigit())):
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use --device cpu"
-            )
+        if kind == "cuda" and int(index or 0) >= cards():
+            raise UserError(f"--device {name}: torch finds {cards()} CUDA devices here; use --device cpu")
         return name
     raise UserError(f"--device {name}: allowed are cpu, cuda and cuda:N")
 

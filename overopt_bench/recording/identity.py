@@ -23,14 +23,29 @@ def refuse_another_run(folder: Path, config: RunConfig, provenance: Mapping[str,
     Raises:
         UserError: which shows the difference, or says that the file is damaged.
     """
+    refuse_another_configuration(folder, config)
+    _refuse_other_weights(folder, provenance)
+
+
+def refuse_another_configuration(folder: Path, config: RunConfig) -> None:
+    """Make sure that a folder holds no run of another configuration; needs neither weights nor torch.
+
+    Args:
+        folder: a run folder, or a path where there is nothing yet.
+        config: the configuration that is asked for.
+
+    Raises:
+        UserError: which shows the difference, or says that the file is damaged.
+    """
     path = folder / "config.json"
+    if not path.exists():
+        return
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         old = dict(recorded["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
     if recorded.get("config_hash") == config.config_hash():
-        _refuse_other_weights(folder, provenance)
         return
     new = config.model_dump(mode="json")
     flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from overopt_bench.compute.cards import cards
 from overopt_bench.diffusion.pipelines import latent_side, refuse_unsupported
 from overopt_bench.errors import UserError
-from overopt_bench.lazy import torch
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
 from overopt_bench.suites.architectures import ARCHITECTURES
@@ -72,7 +72,7 @@ class StableDiffusionSuite(Suite):
         return [*([self.repo] if self.repo else []), CLIP_L]
 
     def missing(self) -> str | None:
-        if not torch.cuda.is_available():
+        if not cards():
             return f"{self.name} on a CPU takes weeks, and torch finds no CUDA device here"
         weights = self.resources.weights
         for repo in self.repos():
