@@ -81,7 +81,9 @@ class Registry(Generic[T]):
         if cls not in self._classes.values():
             self.add(cls, promised[0])
         if self._classes.get(promised) is not cls:
-            raise UserError(f"it is announced as {promised}, and not registered so")
+            raise UserError(
+                f"it is announced as {'.'.join(filter(None, promised))}, its name is {getattr(cls, 'name', None)}"
+            )
 
     def classes(self) -> dict[Key, type[T]]:
         """Everything by (suite or None, name)."""

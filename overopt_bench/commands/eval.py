@@ -6,22 +6,22 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from torch import Tensor
-
-from overopt_bench.commands.sample import Drawing, plan, read_config, trained_policy
+from overopt_bench.commands.sample import Drawing, plan, trained_policy
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
-from overopt_bench.evaluation.sampler import PolicySampler
-from overopt_bench.evaluation.splits import Split
+from overopt_bench.lazy import torch
 from overopt_bench.prompts.tidy import tidy
+from overopt_bench.recording.identity import read_config
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
-from overopt_bench.report.statistics import paired_difference
 from overopt_bench.types import Reward, Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from overopt_bench.evaluation.splits import Split
 
 
 def assess(
@@ -58,6 +58,12 @@ def assess(
             print("warning:", note, file=sys.stderr, flush=True)
     asked = _judging(names, evaluated_rewards(suite, config.proxy, config.gold), shown, suite)
     drawings = plan(shown, count, seed)
+    import pandas as pd  # this and what computes only now, when nothing can be refused any more
+
+    from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
+    from overopt_bench.evaluation.sampler import PolicySampler
+    from overopt_bench.report.statistics import paired_difference
+
     loaded = {name: get_reward(name, suite) for name in asked}
     policy = trained_policy(run, config, suite, runtime, loaded.values())
     evaluator = Evaluator.of_policy(
@@ -86,6 +92,8 @@ def assess(
 
 def _as_split(drawings: Sequence[Drawing], shape: Sequence[int]) -> Split:
     """The images that ``sample`` would draw, as an evaluation draws them."""
+    from overopt_bench.evaluation.splits import Split
+
     noise = torch.stack([drawing.noise(shape[0] - 1, shape[1:]) for drawing in drawings], 1)
     return Split("given", tuple(d.prompt for d in drawings), tuple(d.index for d in drawings), noise)
 

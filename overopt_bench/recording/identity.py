@@ -12,6 +12,19 @@ from overopt_bench.errors import UserError
 from overopt_bench.recording.sessions import read_sessions
 
 
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: where the folder is no run.
+    """
+    try:
+        content = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        return RunConfig(**content["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None
+
+
 def refuse_another_run(folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
     """Make sure that a run folder was made by this configuration and with these weights.
 
