@@ -119,9 +119,7 @@ class DiffusionPolicy:
         self, latents: Tensor, timesteps: Tensor, prompts: Sequence[str], *, checkpoint: bool = False
     ) -> Prediction:
         """Say what latents are made of at any training timesteps; see ``types.Policy``."""
-        if checkpoint:
-            self.network.checkpoint_blocks()
-        output = self.network(latents, timesteps.to(self.device), self.network.condition(prompts))
+        output = self.network(latents, timesteps.to(self.device), self.network.condition(prompts), blocks=checkpoint)
         return self.schedule.predict(latents.float(), output, timesteps)
 
     def add_noise(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
@@ -134,14 +132,12 @@ class DiffusionPolicy:
         *, eta: Tensor | None = None,
     ) -> Transition:  # fmt: skip
         """Give p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
-        if checkpoint:
-            self.network.checkpoint_blocks()
-        return self._transition(latents, steps, self.network.condition(prompts), eta)
+        return self._transition(latents, steps, self.network.condition(prompts), eta, blocks=checkpoint)
 
     def _transition(
-        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, whole: bool = False
+        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, **recompute: bool
     ) -> Transition:
-        output = self.network(x, self.timesteps[steps], context, whole=whole)
+        output = self.network(x, self.timesteps[steps], context, **recompute)
         return self.schedule.transition(x.float(), output, steps, eta)
 
     def transition_vjp(self, latents: Tensor, steps: Tensor, prompts: Sequence[str], vector: Tensor) -> Tensor:
@@ -220,19 +216,31 @@ class DiffusionPolicy:
     ) -> Trajectory:
         """Draw chains from given noise with a graph; see ``types.Policy``."""
         if checkpoint:
-            self.network.checkpoint_blocks()
             self.vae.enable_gradient_checkpointing()
-        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, whole=checkpoint, with_kl=with_kl)
+        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, checkpoint=checkpoint, with_kl=with_kl)
 
     def _chains(
-        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,
         with_kl: bool = False, eta: Tensor | None = None,
     ) -> Trajectory:  # fmt: skip
         x = noise[0]
         latents, log_probs, kl = [x], [], []
-        for step, x, own_kl in self.walk(noise, prompts, grad_from=grad_from, whole=whole, with_kl=with_kl, eta=eta):
-            with torch.no_grad():  # a deterministic step has no density
-                log_probs.append(step.log_prob(x) if step.noisy else x.new_full((len(prompts),), torch.nan))
+        # one pass at a time is held; XL's holds more than decoding does, so that its blocks are computed again as well
+        again = {"whole": checkpoint, "blocks": checkpoint and self.encode.is_xl}
+        for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
+            steps = torch.full((len(prompts),), i, device=self.device)
+            undefined = x.new_full((len(prompts),), torch.nan)  # a deterministic step has neither density nor KL
+            with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
+                step = replace(self._transition(x, steps, context, eta, **again), noisy=own_eta > 0)
+                x_next = step.sample(noise[i + 1])
+                if with_kl and own_eta > 0:
+                    with self.base():
+                        kl.append(step.kl(self._transition(x, steps, context, eta, **again)))
+                elif with_kl:
+                    kl.append(undefined)
+            with torch.no_grad():
+                log_probs.append(step.log_prob(x_next) if own_eta > 0 else undefined)
+            x = x_next
             latents.append(x.detach())
             kl += [] if own_kl is None else [own_kl]
         with torch.set_grad_enabled(grad_from is not None):
