@@ -164,7 +164,8 @@ class Algorithm(ABC):
         """Do one round: sample, score, update.
 
         Returns:
-            Scalars for the record, with names from the field, such as "proxy/mean" and "loss".
+            Scalars for the record, with names from the field, such as "proxy/mean" and "loss". Where there are several
+            updates of the policy in a round, "optimizer_steps" says how many; ``bench`` then times passes that are as short.
         """
 
     def critic_events(self) -> list[dict[str, Any]]:
