@@ -151,8 +151,12 @@ class Options:
         return checked(Runtime, {**self.recommended, **own, **asked})
 
 
-def read_options(arguments: Arguments) -> Options:
+def read_options(arguments: Arguments, elsewhere: bool = False) -> Options:
     """Load plugins, presets and files, choose suite and device. The command line wins over the file, that over presets.
+
+    Args:
+        arguments: what the user gave.
+        elsewhere: whether runs are computed on another machine, whose devices are not known here.
 
     Raises:
         UserError: for whatever is wrong with them.
@@ -165,7 +169,7 @@ def read_options(arguments: Arguments) -> Options:
     from_file = file.pop("plugin", None) or []
     plugins = load_plugins([*([from_file] if isinstance(from_file, str) else from_file), *sources.plugin])
     values = {**presets, **file, **arguments.of(RunSettings, RunFolder, Runtime)}
-    runtime = make_runtime({name: values.pop(name) for name in Runtime.model_fields if name in values})
+    runtime = make_runtime({name: values.pop(name) for name in Runtime.model_fields if name in values}, elsewhere)
     if sources.prompts is not None:
         values["train_prompts"] = str(sources.prompts)
     notes = _read_prompts(values, sources.prompt_column)
@@ -197,11 +201,17 @@ def probe(config: RunConfig, runtime: Runtime) -> None:
     probe_foreign_metrics(suite, evaluated, config.training_prompts(suite), config.num_steps)
 
 
-def make_runtime(values: Mapping[str, Any]) -> Runtime:
+def make_runtime(values: Mapping[str, Any], elsewhere: bool = False) -> Runtime:
     """Return where and how fast to compute: what a user gave of ``Runtime``, on a device that exists.
+
+    Args:
+        values: what the user gave.
+        elsewhere: whether the device that the user names is another machine's.
 
     Raises:
         UserError: for a device that does not exist here, or a value out of range.
     """
     runtime = checked(Runtime, values)
+    if elsewhere and values.get("device"):
+        return runtime
     return checked(Runtime, {**runtime.model_dump(exclude_unset=True), "device": choose_device(values.get("device"))})
