@@ -139,8 +139,8 @@ class GRPO(Algorithm):
         own = self.ctx.policy.schedule.eta
         return torch.zeros_like(own).index_copy(0, steps, own[steps])
 
-    def means(self, x: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
-        """Return the means of M transitions under the policy as it is, ``[M, C, h, w]``."""
+    def means(self, latents: Tensor, sample: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
+        """Return the means of M transitions of chains under the policy as it is, ``[M, C, h, w]``."""
 
         def work(rows: Tensor) -> tuple[Tensor]:
             own = [prompts[k] for k in rows.tolist()]
@@ -148,7 +148,7 @@ class GRPO(Algorithm):
             return (self.ctx.policy.transition(x, step[rows], own, eta=eta).mean,)
 
         with torch.no_grad():
-            return self.ctx.policy.world.map(work, len(x), self.updater.micro_batch)[0]
+            return self.ctx.policy.world.map(work, len(sample), self.updater.micro_batch)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.updater.optimizer.state_dict()}

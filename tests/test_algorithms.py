@@ -75,7 +75,7 @@ def test_ddpo_gradient_is_that_of_the_clipped_surrogate(reduction: str) -> None:
         policy.shift += torch.tensor([[0.1, -0.05], [0.15, 0.1]], dtype=torch.float64)
     algorithm = build("ddpo", policy=policy, lr=1e-9, clip_range=0.2, log_prob_reduction=reduction, max_grad_norm=1e9)
     seen: list[torch.Tensor] = []
-    algorithm.updater.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    algorithm.updater.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     algorithm.updater.step(chain.latents, sample, step, ["ant"] * 64, chain.log_probs[sample, step], advantages[sample])
     for index in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         h = 1e-6
@@ -119,9 +119,9 @@ def test_micro_batch_of_alignprop_changes_no_gradient(micro: int) -> None:
             tuple(prompts), empty, empty, empty, (policy.shift.sum() * scale).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
         )
 
-    policy.rollout_from = rollout_from  # type: ignore[method-assign, assignment]
+    policy.rollout_from = rollout_from
     seen: list[torch.Tensor] = []
-    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     algorithm.step()
     expected = -2 * torch.arange(1.0, 65).mean().item()  # d/ds mean (s k - 1)^2 at s = 0
     torch.testing.assert_close(seen[0], torch.full((2, 2), expected), rtol=1e-5, atol=1e-5)
@@ -135,7 +135,7 @@ def test_alignprop_gradient_is_truncated_autograd(steps: int) -> None:
         "alignprop", policy=policy, truncation="fixed", grad_steps=steps, lr=1e-9, max_grad_norm=1e9, batch_size=16
     )
     seen: list[torch.Tensor] = []
-    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))  # type: ignore[union-attr]
+    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     noise = copy.deepcopy(algorithm.ctx.generators["sampling"])
     algorithm.step()
     images = policy.rollout(["ant"] * 16, noise).images[:, 0, 0, 0].detach()

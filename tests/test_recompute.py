@@ -59,7 +59,7 @@ def peak(work: Callable[[], Any]) -> int:
 
 def test_a_chain_repeats_its_passes_and_no_block_twice(policy: DiffusionPolicy) -> None:
     for grad_from in (0, 1):
-        again = calls(policy, lambda first=grad_from: gradient(policy, chain(policy, True, first)))  # type: ignore[misc]
+        again = calls(policy, lambda first=grad_from: gradient(policy, chain(policy, True, first)))
         assert again == {"passes": T + T - grad_from, "blocks": T + T - grad_from}
     assert calls(policy, lambda: gradient(policy, chain(policy, False))) == {"passes": T, "blocks": T}
     assert calls(policy, lambda: gradient(policy, transition(policy, True))) == {"passes": 1, "blocks": 2}
@@ -67,9 +67,9 @@ def test_a_chain_repeats_its_passes_and_no_block_twice(policy: DiffusionPolicy) 
 
 
 def test_it_takes_less_memory(policy: DiffusionPolicy) -> None:
-    stored, again = (peak(lambda on=on: gradient(policy, chain(policy, on))) for on in (False, True))  # type: ignore[misc]
+    stored, again = (peak(lambda on=on: gradient(policy, chain(policy, on))) for on in (False, True))
     assert again < 0.6 * stored  # one pass of three, and the decoder block by block
-    stored, again = (peak(lambda on=on: gradient(policy, transition(policy, on))) for on in (False, True))  # type: ignore[misc]
+    stored, again = (peak(lambda on=on: gradient(policy, transition(policy, on))) for on in (False, True))
     assert again < 0.6 * stored
 
 

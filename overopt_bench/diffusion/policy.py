@@ -225,22 +225,11 @@ class DiffusionPolicy:
     ) -> Trajectory:  # fmt: skip
         x = noise[0]
         latents, log_probs, kl = [x], [], []
-        # one pass at a time is held; XL's holds more than decoding does, so that its blocks are computed again as well
-        again = {"whole": checkpoint, "blocks": checkpoint and self.encode.is_xl}
-        for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
-            steps = torch.full((len(prompts),), i, device=self.device)
-            undefined = x.new_full((len(prompts),), torch.nan)  # a deterministic step has neither density nor KL
-            with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                step = replace(self._transition(x, steps, context, eta, **again), noisy=own_eta > 0)
-                x_next = step.sample(noise[i + 1])
-                if with_kl and own_eta > 0:
-                    with self.base():
-                        kl.append(step.kl(self._transition(x, steps, context, eta, **again)))
-                elif with_kl:
-                    kl.append(undefined)
-            with torch.no_grad():
-                log_probs.append(step.log_prob(x_next) if own_eta > 0 else undefined)
-            x = x_next
+        for step, x, own_kl in self.walk(
+            noise, prompts, grad_from=grad_from, checkpoint=checkpoint, with_kl=with_kl, eta=eta
+        ):
+            with torch.no_grad():  # a deterministic step has no density
+                log_probs.append(step.log_prob(x) if step.noisy else x.new_full((len(prompts),), torch.nan))
             latents.append(x.detach())
             kl += [] if own_kl is None else [own_kl]
         with torch.set_grad_enabled(grad_from is not None):
@@ -249,14 +238,16 @@ class DiffusionPolicy:
         return Trajectory(tuple(prompts), *drawn, torch.stack(kl, 1) if with_kl else None)
 
     def walk(
-        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,
         with_kl: bool = False, eta: Tensor | None = None, start: Transition | None = None,
     ) -> Iterator[Link]:  # fmt: skip
         """Sample chains in one pass from noise on the device, a step at a time; see ``chains.walk``."""
         context = self.network.condition(prompts)  # prompts are encoded once, not every step
+        # one pass at a time is held; XL's holds more than decoding does, so that its blocks are computed again as well
+        again = {"whole": checkpoint, "blocks": checkpoint and self.encode.is_xl}
         return walk(
             noise, (self.schedule.eta if eta is None else eta).tolist(),
-            lambda x, steps: self._transition(x, steps, context, eta, whole), self.base,
+            lambda x, steps: self._transition(x, steps, context, eta, **again), self.base,
             grad_from=grad_from, with_kl=with_kl, start=start,
         )  # fmt: skip
 
