@@ -135,10 +135,10 @@ def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, ru
         UserError: where the run cannot be sampled, or the folder cannot be written.
         RunError: where the adapter or an image is not finite.
     """
-    from PIL import Image
-
     config, drawings = read_config(run), plan(prompts, count, seed)
     read_index(out / INDEX)  # refuses another table before anything is drawn
+    from PIL import Image  # only now, when nothing can be refused any more
+
     policy = trained_policy(run, config, get_suite(config.suite, runtime.weights, config.model), runtime)
     origin = f"{config.config_hash()} {digest(adapter_file(run / 'adapter'))}"
     rows = {}
