@@ -71,7 +71,7 @@ def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
     """The run is saved before its second round, and its last line leads to the end of a run that was left alone."""
     status = json.loads((out / FOLDER / "status.json").read_text())
     assert status == {"state": "interrupted", "queries": 16, "reason": f"stopped by {name}"}, lines
-    assert not (out / FOLDER / ".heartbeat").exists()
+    assert not list((out / FOLDER).glob(".claim-*"))
     words = shlex.split(lines[-1])
     launcher = (
         [sys.executable]

@@ -134,7 +134,7 @@ def test_every_failure_says_so_and_keeps_what_was_done(
     (file,) = (tmp_path / "cut").rglob("status.json")
     status = json.loads(file.read_text())
     assert (status["state"], status["queries"]) == (state, 64) and str(error) in status["reason"]
-    assert not list(file.parent.glob(".heartbeat"))
+    assert not list(file.parent.glob(".claim-*"))
     assert events(run(tmp_path / "cut", eval_points=2)) == events(whole)
     assert [session["queries"] for session in read_sessions(file.parent)] == [0, 64]
 

@@ -20,11 +20,12 @@ PARALLEL = 256  # jobs of an array at a time unless a user says otherwise
 TEARDOWN = ["status=$?", f'[ "$status" != {INTERRUPTED} ] || scontrol requeue "$SLURM_JOB_ID"', 'exit "$status"']
 
 
-def submit(cells: Cells, resources: Sequence[str], jobs: int | None, dry_run: bool) -> None:
+def submit(cells: Cells, frozen: Path | None, resources: Sequence[str], jobs: int | None, dry_run: bool) -> None:
     """Submit what is not complete as one array of jobs, or print the script that would be submitted.
 
     Args:
         cells: the runs of the sweep.
+        frozen: the file that holds them; where None, one is written beside the jobs' logs.
         resources: options of ``sbatch`` as ``NAME=VALUE``; ``setup=COMMAND`` is a line of the script before the run.
         jobs: how many at a time; None for ``PARALLEL``.
         dry_run: whether to print the script and submit nothing.
@@ -37,19 +38,30 @@ def submit(cells: Cells, resources: Sequence[str], jobs: int | None, dry_run: bo
         print(f"sweep: all {len(cells.configs)} runs are complete")
         return
     folder = (cells.out / LOGS).absolute()
-    grid = folder / f"grid-{hashlib.sha256(cells.text().encode()).hexdigest()[:12]}.json"
+    grid = frozen or folder / f"grid-{hashlib.sha256(cells.text().encode()).hexdigest()[:12]}.json"
     script = _executor(folder, todo, resources, jobs)
     command = command_line(
-        [sys.executable, "-m", "overopt_bench", "sweep", "--grid", str(grid), "--out", str(cells.out.absolute())]
+        [
+            sys.executable,
+            "-m",
+            "overopt_bench",
+            "sweep",
+            "--grid",
+            str(grid.absolute()),
+            "--out",
+            str(cells.out.absolute()),
+        ]
     )
     if dry_run:
-        print(script._make_submission_file_text(command, ""), end="")
-        print(f"the runs of {grid} are not written: --dry-run", file=sys.stderr)
+        print(script._make_submission_file_text(command, ""))
+        if frozen is None:
+            print(f"before you submit it: overopt-bench sweep ... --write {grid}", file=sys.stderr)
         return
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise UserError(f"--executor slurm: there is no {program} here; submit from a login node, or see --dry-run")
-    cells.write(grid)
+    if frozen is None:
+        cells.write(grid)
     try:
         job = script._submit_command(command)
     except RuntimeError as error:  # submitit's own, with what sbatch said
@@ -77,12 +89,13 @@ def _executor(folder: Path, todo: Sequence[int], resources: Iterable[str], jobs:
     executor = Executor(folder)
     executor.update_parameters(
         job_name="overopt-bench", cpus_per_task=1, stderr_to_stdout=True, teardown=TEARDOWN,
-        setup=["export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}", *setup], map_count=len(todo),
+        setup=["export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}", *setup],
         additional_parameters={
-            "array": f"{_ranges(todo)}%{jobs or PARALLEL}", "requeue": True, "signal": f"TERM@{GRACE}",
-            "time": "UNLIMITED", "wckey": "overopt-bench", **options,
+            "array": f"{_ranges(todo)}%{jobs or PARALLEL}", "requeue": True, "signal": f"TERM@{GRACE}", **options,
         },
     )  # fmt: skip
+    # as submitit does for its own arrays; and none of its defaults, five minutes and a key for accounting
+    executor.parameters.update(map_count=len(todo), time=None, wckey=None)
     return executor
 
 

@@ -20,6 +20,7 @@ from overopt_bench.errors import DONE, INTERRUPTED
 from overopt_bench.training.progress import clock
 
 TAIL = 1 << 16  # bytes from the end of a record in which its last whole line is looked for
+ORDER = ("complete", "running", "waiting", "interrupted", "failed")
 ENDS = {DONE: "complete", INTERRUPTED: "interrupted"}  # by exit status; any other is a failure
 
 
@@ -110,7 +111,7 @@ class Board:
     def summary(self) -> str:
         """Return how many runs are in each state, and about how long the rest takes."""
         states = list(self.states.values())
-        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        counts = ", ".join(f"{states.count(state)} {state}" for state in ORDER if state in states)
         left = self.left()
         return counts + ("" if not left else f"; about {clock(left)} left")
 

@@ -74,7 +74,7 @@ def run_grid(arguments: Arguments) -> list[Path]:
     elif asked.executor == "slurm":
         from overopt_bench.commands.slurm import submit
 
-        submit(cells, asked.resource, asked.jobs, asked.dry_run)
+        submit(cells, asked.grid, asked.resource, asked.jobs, asked.dry_run)
     elif (index := _index(asked.index)) is not None:
         cells.check(index)
         print(f"run {index} of {len(cells.configs)}: {cells.folder(index)}", flush=True)

@@ -25,6 +25,9 @@ from overopt_bench.commands.states import Board
 from overopt_bench.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, RunError, Stopped, UserError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+HEAVY = [  # what every run imports, however late
+    "overopt_bench.training.loop", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "torchvision.transforms.v2",
+]  # fmt: skip
 LOGS = ".sweep"  # folder within that of the results
 LOOK = 0.5  # seconds between two looks at the runs
 PATIENCE = 15.0  # seconds until a run that was asked to stop is asked again: one that had just begun did not hear it
@@ -164,7 +167,7 @@ def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["overopt_bench.training.loop"])
+    context.set_forkserver_preload(HEAVY)
     with _ignoring(signal.SIGTERM, signal.SIGHUP):  # which reach a whole group; it must tell how its children ended
         forkserver.ensure_running()
     return context
