@@ -62,7 +62,6 @@ def assess(
 
     from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
     from overopt_bench.evaluation.sampler import PolicySampler
-    from overopt_bench.report.statistics import paired_difference
 
     loaded = {name: get_reward(name, suite) for name in asked}
     policy = trained_policy(run, config, suite, runtime, loaded.values())
@@ -79,15 +78,19 @@ def assess(
     except FloatingPointError as error:
         raise RunError(f"{error}, in {config.precision}") from None
     roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
-    rows = []
-    for name in asked:
-        base, tuned = before[name].cpu().numpy(), after[name].cpu().numpy()
-        change = paired_difference(tuned, base)
-        rows.append({
-            "reward": name, "role": roles.get(name, ""), "base": base.mean(), "policy": tuned.mean(),
-            "change": change.mean, "error": change.error, "images": len(tuned),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_row(name, roles.get(name, ""), before[name], after[name]) for name in asked])
+
+
+def _row(name: str, role: str, before: Tensor, after: Tensor) -> dict[str, Any]:
+    """A reward's row of the table, from its scores ``[B]`` of the base model's images and of the policy's."""
+    from overopt_bench.report.statistics import paired_difference
+
+    base, tuned = before.cpu().numpy(), after.cpu().numpy()
+    change = paired_difference(tuned, base)
+    return {
+        "reward": name, "role": role, "base": base.mean(), "policy": tuned.mean(), "change": change.mean,
+        "error": change.error, "images": len(tuned),
+    }  # fmt: skip
 
 
 def _as_split(drawings: Sequence[Drawing], shape: Sequence[int]) -> Split:
