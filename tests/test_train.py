@@ -161,12 +161,12 @@ def test_a_stop_in_an_evaluation_gives_it_up(tmp_path: Path, monkeypatch: pytest
     """After its first split; the state before it is saved and the resumed run repeats it."""
     call, calls = Evaluator.__call__, [0]
 
-    def stopping(self: Any) -> Any:
+    def stopping(self: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == 2:
             draw = self.sampler.draw
             monkeypatch.setattr(self.sampler, "draw", lambda *a, **k: (draw(*a, **k), signal.raise_signal(2))[0])
-        return call(self)
+        return call(self, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "__call__", stopping)
