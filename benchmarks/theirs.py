@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers.utils.logging
 import transformers
 from accelerate.state import PartialState
 from cases import ETA, PROMPTS, STEPS, Case, red_minus_blue, serve, set_up
@@ -48,7 +49,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()  # it warns of the text encoder, see load_text_encoder
     PartialState()  # trl's log messages need it
+    diffusers.utils.logging.disable_progress_bar()
     theirs = trainer(case, batch)
+    theirs.sd_pipeline.set_progress_bar_config(disable=True)  # which would cost it time
     serve({"trl": lambda: theirs.step(0, 0)})
 
 
