@@ -80,6 +80,7 @@ def legend(figure: Figure, axes: np.ndarray, note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
         ax.tick_params(labelsize=8)
+        ax.locator_params(nbins=4)  # ticks and their labels are more than half of a figure's time
     figure.legend(
         found.values(),
         found.keys(),
