@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,7 @@ def assess(
             print("warning:", note, file=sys.stderr, flush=True)
     asked = _judging(names, evaluated_rewards(suite, config.proxy, config.gold), shown, suite)
     drawings = plan(shown, count, seed)
-    import pandas as pd  # this and what computes only now, when nothing can be refused any more
-
+    # what computes is imported only now, when nothing can be refused any more
     from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
     from overopt_bench.evaluation.sampler import PolicySampler
 
@@ -77,20 +76,33 @@ def assess(
         )
     except FloatingPointError as error:
         raise RunError(f"{error}, in {config.precision}") from None
-    roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
-    return pd.DataFrame([_row(name, roles.get(name, ""), before[name], after[name]) for name in asked])
+    return _table(asked, before, after, {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")})
 
 
-def _row(name: str, role: str, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """A reward's row of the table, from its scores ``[B]`` of the base model's images and of the policy's."""
+def _table(
+    names: Sequence[str], before: Mapping[str, Tensor], after: Mapping[str, Tensor], roles: Mapping[str, str]
+) -> pd.DataFrame:
+    """Return a row for each reward, as ``assess`` describes it.
+
+    Args:
+        names: of the rewards, in the order of the rows.
+        before: the scores ``[B]`` of the base model's images, by reward.
+        after: those of the policy's, from the same noise.
+        roles: what each reward is in the run, by its name.
+    """
+    import pandas as pd
+
     from overopt_bench.report.statistics import paired_difference
 
-    base, tuned = before.cpu().numpy(), after.cpu().numpy()
-    change = paired_difference(tuned, base)
-    return {
-        "reward": name, "role": role, "base": base.mean(), "policy": tuned.mean(), "change": change.mean,
-        "error": change.error, "images": len(tuned),
-    }  # fmt: skip
+    rows = []
+    for name in names:
+        base, tuned = before[name].cpu().numpy(), after[name].cpu().numpy()
+        change = paired_difference(tuned, base)
+        rows.append({
+            "reward": name, "role": roles.get(name, ""), "base": base.mean(), "policy": tuned.mean(),
+            "change": change.mean, "error": change.error, "images": len(tuned),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _as_split(drawings: Sequence[Drawing], shape: Sequence[int]) -> Split:
