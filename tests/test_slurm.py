@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import one_node
 import pytest
-from launching import ENVIRONMENT
 from test_sweep import TINY_RUNS, record
 
 from overopt_bench.recording.sessions import read_sessions
@@ -21,7 +21,7 @@ START = [sys.executable, "-m", "overopt_bench", "sweep"]
 
 def sweep(*words: str | Path, slow: int = 0) -> str:
     """What a sweep prints."""
-    environment = {**ENVIRONMENT, "SLOW_SECONDS": str(slow)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SLOW_SECONDS": str(slow)}  # SLURM_CONF among them
     done = subprocess.run([*START, *map(str, words)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
