@@ -1,7 +1,7 @@
 """Makes a thousand complete runs for timing `report`: ten algorithms, ten proxies and ten seeds, of the committed records.
 
 ``python benchmarks/thousand_runs.py OUT [--algorithms N] [--proxies N] [--seeds N]`` writes the run folders below OUT,
-each with its pictures, in half a minute and 700 MB; then
+each with its pictures, in half a minute and 300 MB; then
 
 ``/usr/bin/time -v overopt-bench report OUT --out PAGE``
 
