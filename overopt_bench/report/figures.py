@@ -49,6 +49,8 @@ def stills(group: Group, proxy: str, shown: dict[str, list[Still]]) -> Figure:
 
 def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], Array]]) -> Figure:
     """One heat map per algorithm: trained on (rows), scored by (columns), in base standard deviations."""
+    import seaborn as sns
+
     limit = max([float(np.nanmax(np.abs(values))) for _, _, values in changes.values()] + [0.1])
     rows, columns = (max(len(v[axis]) for v in changes.values()) for axis in (0, 1))
     across = min(2, len(changes))
@@ -62,18 +64,10 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
     for ax in axes.flat[len(changes) :]:
         ax.set_visible(False)
     for k, (ax, (label, (trained, scored, values))) in enumerate(zip(axes.flat, changes.items(), strict=False)):
-        shown = ax.imshow(values, vmin=-limit, vmax=limit, cmap="PuOr", aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                ink = "white" if abs(value) > 0.6 * limit else "black"
-                ax.text(column, row, f"{value:.1f}", fontsize=7, color=ink, ha="center", va="center", in_layout=False)
-        ax.set_xticks(range(len(scored)), scored, rotation=90)
-        ax.set_yticks(range(len(trained)), trained)
-        if k % across == across - 1:
-            figure.colorbar(shown, ax=ax)
+        sns.heatmap(values, ax=ax, vmin=-limit, vmax=limit, cmap="PuOr", center=0, annot=True, fmt=".1f", annot_kws={"size": 7},
+                    xticklabels=scored, yticklabels=trained, cbar=k % across == across - 1)  # fmt: skip
         ax.set_title(label, fontsize=9)
-        ax.tick_params(labelsize=7, length=0)
-        ax.spines[:].set_visible(False)
+        ax.tick_params(labelsize=7)
     return figure
 
 
