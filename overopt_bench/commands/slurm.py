@@ -60,6 +60,10 @@ def submit(cells: Cells, frozen: Path | None, resources: Sequence[str], jobs: in
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise UserError(f"--executor slurm: there is no {program} here; submit from a login node, or see --dry-run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # for the jobs' output
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; use another --out") from None
     if frozen is None:
         cells.write(grid)
     try:
