@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.adapter import adapter_file
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.evaluation.sampler import PolicySampler
 from overopt_bench.files import atomic
 from overopt_bench.lazy import torch
 from overopt_bench.recording.identity import read_config
@@ -119,6 +118,8 @@ def sample_images(policy: DiffusionPolicy, drawings: Sequence[Drawing]) -> Itera
     Raises:
         RunError: for images that are not finite.
     """
+    from overopt_bench.evaluation.sampler import PolicySampler  # it needs torch, and a refusal does not
+
     for start in range(0, len(drawings), policy.micro_batch):
         part = drawings[start : start + policy.micro_batch]
         noise = torch.stack([drawing.noise(policy.num_steps, policy.latent_shape) for drawing in part], 1)
