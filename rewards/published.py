@@ -58,8 +58,11 @@ class PublishedReward(Reward):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         follow(self.model, images)
-        parts = zip(self._pixels(images), range(0, len(images), MICRO_BATCH), strict=True)
-        return torch.cat([self.score_pixels(pixels, prompts[k : k + MICRO_BATCH]) for pixels, k in parts])
+        scores: list[Tensor] = []
+        for pixels in self._pixels(images):
+            done = sum(map(len, scores))
+            scores.append(self.score_pixels(pixels, prompts[done : done + len(pixels)]))
+        return torch.cat(scores)
 
     def features(self, images: Tensor) -> Tensor:
         follow(self.model, images)
