@@ -144,7 +144,7 @@ def test_the_policy_stops_what_escaping_would_have_missed(browser, tmp_path: Pat
     assert browser.execute_script(key) == "rgb(0, 114, 178)"
 
 
-def test_a_long_table_is_filtered_and_linked_figures_load(browser, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_long_table_is_filtered_and_linked_figures_load(browser, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(report.page, "LONG", 3)
     monkeypatch.setattr(report.page, "ROOM", 0)
     for seed in range(3):
