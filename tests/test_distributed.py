@@ -86,7 +86,7 @@ def test_one_process_writes_and_the_run_is_that_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dead_process_ends_the_run_with_an_error(tmp_path: Path) -> None:
+def test_a_dead_process_ends_the_run(tmp_path: Path) -> None:
     words = [*LAUNCH, *RUN, "--budget", "100000", "--out", str(tmp_path)]
     folder = tmp_path / "mini/aesthetic/ddpo/seed0"
     with open(tmp_path / "log", "w+") as log, launched(words, log) as run:
@@ -97,9 +97,13 @@ def test_a_dead_process_ends_the_run_with_an_error(tmp_path: Path) -> None:
         os.kill(child_of_rank(run.pid, 1), signal.SIGKILL)
         assert run.wait(timeout=600) != 0
         log.seek(0)
-        assert "error: another process of this run died or no longer answers" in log.read()
+        said = log.read()
     status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "failed" and "another process" in status["reason"]
+    # the one that is left meets the silence of the other, or first hears the launcher, which stops it for the same reason
+    if status["state"] == "failed":
+        assert "error: another process of this run died or no longer answers" in said and "another" in status["reason"]
+    else:
+        assert status["state"] == "interrupted" and status["reason"] == "stopped by SIGTERM" and "go on with" in said
     # what was done up to the round that failed is saved
     assert max(int(path.stem) for path in (folder / "checkpoint").glob("*.pt")) == status["queries"] > 0
 
