@@ -50,7 +50,7 @@ def test_an_array_with_a_requeued_job_equals_a_local_sweep(tmp_path: Path, monke
         said = sweep("--grid", tmp_path / "grid.json", "--executor", "slurm", slow=2)
         job = re.findall(r"submitted 2 runs as job (\d+)", said)[0]
         rows = runs[1] / "metrics.jsonl"
-        while not until(rows.exists() and b'"train"' in rows.read_bytes(), deadline, log):
+        while not until(rows.exists() and b'"event": "train"' in rows.read_bytes(), deadline, log):
             pass
         one_node.ask("scontrol", "requeue", f"{job}_1")
         while not until("PENDING" in one_node.ask("squeue", "-h", "-j", f"{job}_1", "-o", "%T"), deadline, log):

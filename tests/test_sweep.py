@@ -216,7 +216,7 @@ def test_interrupted_and_gone_on_with_it_equals_a_serial_sweep(tmp_path: Path) -
     runs = [tmp_path / "side" / "mini/slow/ddpo" / f"seed{seed}" for seed in (0, 1)]
     with subprocess.Popen(side, env={**ENVIRONMENT, "SLOW_SECONDS": "1"}, stdout=subprocess.PIPE, text=True) as sweep:
         while not all(
-            (r / "metrics.jsonl").exists() and b'"train"' in (r / "metrics.jsonl").read_bytes() for r in runs
+            (r / "metrics.jsonl").exists() and b'"event": "train"' in (r / "metrics.jsonl").read_bytes() for r in runs
         ):
             assert sweep.poll() is None
             time.sleep(0.05)
