@@ -13,10 +13,8 @@ from overopt_bench.algorithms.ppo import (
     PolicyUpdater,
     PPOParams,
     chain_batches,
-    draw_epoch_prompts,
-    zero_spread_share,
+    sample_epoch,
 )
-from overopt_bench.compute.moments import moments
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, ImageCost, TrainContext
 
@@ -76,23 +74,12 @@ class DDPO(Algorithm):
 
     def step(self) -> dict[str, float]:
         # 1. sample N chains x_0 .. x_T from the current policy; keep log p_old of every transition
-        prompts = draw_epoch_prompts(self.ctx, self.params.samples_per_epoch, self.params.images_per_prompt)
-        with torch.no_grad():
-            trajectory = self.ctx.policy.rollout(
-                prompts, self.ctx.generators["sampling"], with_kl=self.ctx.mitigations.reads_kl("reward", "advantages")
-            )
-            rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
-            learned = self.ctx.mitigations.reward(rewards, trajectory)  # [N]
+        epoch = sample_epoch(self.ctx, self.params)
+        prompts, trajectory = epoch.prompts, epoch.trajectory
 
         # 2. one advantage per image, used at every step of its chain
-        advantages = self.per_prompt_stats.update(prompts, learned)  # [N]
-        mean, deviation = moments(rewards)
-        metrics = {
-            "proxy/mean": mean,
-            "proxy/std": deviation,
-            "advantage_spread": moments(advantages)[1],
-            "zero_spread_prompts": zero_spread_share(advantages, prompts),
-        }
+        advantages = self.per_prompt_stats.update(prompts, epoch.learned)  # [N]
+        metrics = epoch.metrics(advantages)
         advantages = advantages[:, None].expand(-1, self.ctx.policy.num_steps)  # [N, T]
         advantages = self.ctx.mitigations.advantages(advantages, trajectory)
         advantages = advantages.clamp(-self.params.advantage_clip, self.params.advantage_clip)

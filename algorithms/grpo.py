@@ -17,10 +17,8 @@ from overopt_bench.algorithms.ppo import (
     PolicyUpdater,
     SurrogateParams,
     chain_batches,
-    draw_epoch_prompts,
-    zero_spread_share,
+    sample_epoch,
 )
-from overopt_bench.compute.moments import moments
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, ImageCost, TrainContext
 
@@ -83,29 +81,19 @@ class GRPO(Algorithm):
         return ImageCost(trained=trained, predicted=trained if params.ratio == "guard" else 0)
 
     def step(self) -> dict[str, float]:
-        policy, params = self.ctx.policy, self.params
+        params = self.params
         # 1. sample groups of K chains; with a window, its steps alone have noise
-        prompts = draw_epoch_prompts(self.ctx, params.samples_per_epoch, params.images_per_prompt)
         steps = self.draw_steps()  # [n], those that are trained
         eta = None if params.window is None else self.window_eta(steps)
-        with torch.no_grad():
-            trajectory = policy.rollout(
-                prompts, self.ctx.generators["sampling"], eta=eta,
-                with_kl=self.ctx.mitigations.reads_kl("reward", "advantages"),
-            )  # fmt: skip
-            rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
-            learned = self.ctx.mitigations.reward(rewards, trajectory)  # [N]
+        epoch = sample_epoch(self.ctx, params, eta)
+        prompts, trajectory = epoch.prompts, epoch.trajectory
 
         # 2. A_k = (r_k - mean of the group) / deviation, used at every trained step of the chain
-        advantages = group_advantages(learned, min(params.images_per_prompt, len(prompts)), params.advantage_scale)
-        mean, deviation = moments(rewards)
-        metrics = {
-            "proxy/mean": mean,
-            "proxy/std": deviation,
-            "advantage_spread": moments(advantages)[1],
-            "zero_spread_prompts": zero_spread_share(advantages, prompts),
-        }
-        advantages = advantages[:, None].expand(-1, policy.num_steps)  # [N, T]
+        advantages = group_advantages(
+            epoch.learned, min(params.images_per_prompt, len(prompts)), params.advantage_scale
+        )
+        metrics = epoch.metrics(advantages)
+        advantages = advantages[:, None].expand(-1, self.ctx.policy.num_steps)  # [N, T]
         advantages = self.ctx.mitigations.advantages(advantages, trajectory)
         advantages = advantages.clamp(-params.advantage_clip, params.advantage_clip)
 

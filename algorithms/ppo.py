@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Generator, Tensor
 
-from overopt_bench.compute.moments import standardise
-from overopt_bench.types import AlgorithmParams, TrainContext, Transition, TransitionRows
+from overopt_bench.compute.moments import moments, standardise
+from overopt_bench.types import AlgorithmParams, TrainContext, Trajectory, Transition, TransitionRows
 
 Reduction = Literal["mean", "sum"]
 
@@ -191,6 +191,48 @@ def draw_epoch_prompts(ctx: TrainContext, samples: int, group: int) -> list[str]
     if samples >= group:
         return ctx.draw_prompts(samples - samples % group, group)
     return ctx.draw_prompts(samples, samples)
+
+
+class Epoch(NamedTuple):
+    """What an epoch sampled.
+
+    Attributes:
+        prompts: of N images, in groups of equal ones.
+        trajectory: their chains.
+        rewards: ``[N]`` the proxy's own scores.
+        learned: ``[N]`` what is learned from: the scores as the run's mitigations leave them.
+    """
+
+    prompts: list[str]
+    trajectory: Trajectory
+    rewards: Tensor
+    learned: Tensor
+
+    def metrics(self, advantages: Tensor) -> dict[str, float]:
+        """Return what the record says of the scores and of the advantages ``[N]`` that came of them."""
+        mean, deviation = moments(self.rewards)
+        return {
+            "proxy/mean": mean,
+            "proxy/std": deviation,
+            "advantage_spread": moments(advantages)[1],
+            "zero_spread_prompts": zero_spread_share(advantages, self.prompts),
+        }
+
+
+@torch.no_grad()
+def sample_epoch(ctx: TrainContext, params: SurrogateParams, eta: Tensor | None = None) -> Epoch:
+    """Sample N chains from the current policy and have their images scored: N queries.
+
+    Args:
+        ctx: of the run.
+        params: how many, and how many of one prompt.
+        eta: ``[T]`` noise of each step, where it is not the schedule's own.
+    """
+    prompts = draw_epoch_prompts(ctx, params.samples_per_epoch, params.images_per_prompt)
+    with_kl = ctx.mitigations.reads_kl("reward", "advantages")
+    trajectory = ctx.policy.rollout(prompts, ctx.generators["sampling"], eta=eta, with_kl=with_kl)
+    rewards = ctx.proxy(trajectory.images, prompts)
+    return Epoch(prompts, trajectory, rewards, ctx.mitigations.reward(rewards, trajectory))
 
 
 class PerPromptStats:

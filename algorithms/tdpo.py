@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.dormancy import Dormancy
-from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, draw_epoch_prompts, zero_spread_share
+from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, sample_epoch, zero_spread_share
 from overopt_bench.compute.moments import moments, standardise
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
@@ -76,18 +76,14 @@ class TDPO(Algorithm):
 
     def step(self) -> dict[str, float]:
         # 1. sample N chains; the critic looks at every trained step's noisy latent, decoded as it is
-        prompts = draw_epoch_prompts(self.ctx, self.params.samples_per_epoch, self.params.images_per_prompt)
+        epoch = sample_epoch(self.ctx, self.params)
+        prompts, trajectory = epoch.prompts, epoch.trajectory
         with torch.no_grad():
-            trajectory = self.ctx.policy.rollout(
-                prompts, self.ctx.generators["sampling"], with_kl=self.ctx.mitigations.reads_kl("reward", "advantages")
-            )
-            rewards = self.ctx.proxy(trajectory.images, prompts)  # [N], N queries
-            learned = self.ctx.mitigations.reward(rewards, trajectory)  # [N]
             features = self.encode(trajectory.latents[:, : self.updater.trained_steps])  # [N, T, D]
             values_old = self.critic.eval()(features)  # [N, T]
 
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
-        normalised = self.per_prompt_stats.update(prompts, learned)  # [N]
+        normalised = self.per_prompt_stats.update(prompts, epoch.learned)  # [N]
         returns = normalised[:, None].expand_as(values_old)  # [N, T], gamma 1
         explained = explained_variance(returns, values_old)
         advantages = returns - values_old  # the temporal reward of step i: A_i = G_i - V(x_i)
@@ -113,7 +109,7 @@ class TDPO(Algorithm):
         # 4. record the critic's dormant neurons; TDPO-R resets some of them now and then
         self.end_of_epoch(features)
         names = (*PolicyUpdater.METRICS, "critic/loss", "critic/grad_norm")
-        mean, deviation = moments(rewards)
+        mean, deviation = moments(epoch.rewards)
         return {
             "proxy/mean": mean, "proxy/std": deviation, "advantage_spread": spread,
             "zero_spread_prompts": zero_spread_share(normalised, prompts), "critic/explained_variance": explained,

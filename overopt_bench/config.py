@@ -18,7 +18,7 @@ from overopt_bench.errors import UserError, explain, unknown_name
 from overopt_bench.options import RunFolder, RunIdentity, RunSettings, note, option
 from overopt_bench.prompts.tidy import overlap, tidy
 from overopt_bench.registry import algorithms, evaluated_rewards, get_suite, mitigations, rewards, suites
-from overopt_bench.text import read_text
+from overopt_bench.text import read_text, read_value
 
 if TYPE_CHECKING:
     from overopt_bench.types import Algorithm, Suite
@@ -88,10 +88,7 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {pair!r}: write name=value, for example --set lr=1e-4")
         if name.strip() in values:
             raise UserError(f"--set {name.strip()} is given twice")
-        try:
-            values[name.strip()] = json.loads(text)
-        except ValueError:
-            values[name.strip()] = text.strip()
+        values[name.strip()] = read_value(text)
     return values
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import json
 from pathlib import Path
+from typing import Any
 
 from overopt_bench.errors import UserError
 from overopt_bench.shell import command_line
@@ -15,6 +17,14 @@ BINARY = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (or an office document)", b"PAR1": "Parquet", b"BZh": "bzip2",
     b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"%PDF": "PDF", b"SQLite format 3": "SQLite",
 }  # fmt: skip
+
+
+def read_value(text: str) -> Any:
+    """Return the value that a user wrote after ``=``: JSON where it parses, else the text itself without outer spaces."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip()
 
 
 def read_text(path: Path, option: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from overopt_bench.compute.processes import World
 from overopt_bench.errors import UserError
+from overopt_bench.text import read_value
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.transition import Transition
 
@@ -264,10 +265,7 @@ def parse_mitigation(text: str) -> tuple[str, dict[str, Any]]:
             raise UserError(f"--mitigation {text!r}: write name:parameter=value, for example --mitigation kl:beta=0.01")
         if key in values:
             raise UserError(f"--mitigation {text!r}: {key} is given twice")
-        try:
-            values[key] = json.loads(value)
-        except ValueError:
-            values[key] = value
+        values[key] = read_value(value)
     return name.strip(), values
 
 
