@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from overopt_bench.errors import UserError
-from overopt_bench.registry import Registry, algorithms, get_reward, metrics, mitigations, rewards, suites
+from overopt_bench.registry import Registry, algorithms, get_reward, is_foreign, metrics, mitigations, rewards, suites
 from overopt_bench.types import Reward, Suite
 
 
@@ -89,7 +89,7 @@ def probe_foreign_rewards(names: Iterable[str], suite: Suite, prompts: Sequence[
         UserError: where one fails, or gives a wrong shape, NaN, or no gradient although it claims one.
     """
     for name in dict.fromkeys(names):
-        if not rewards.get(name, suite.family()).__module__.startswith("overopt_bench."):
+        if is_foreign(rewards.get(name, suite.family())):
             probe_reward(get_reward(name, suite), suite, prompts)
 
 

@@ -40,6 +40,32 @@ def is_foreign(cls: type) -> bool:
     return not cls.__module__.startswith("overopt_bench.")
 
 
+def _checked_word(cls: type, base: type, what: str, attribute: str, taken: Callable[[str], type | None]) -> str:
+    """Return the word under which a class wants to be known.
+
+    Args:
+        cls: the class.
+        base: what it must be a subclass of.
+        what: what it is registered as, for messages.
+        attribute: its attribute that holds the word.
+        taken: gives the class that has a word already, or None.
+
+    Raises:
+        UserError: where it is no such class, has no word, or another class has it.
+    """
+    where = f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise UserError(f"{where} is registered as {what} but is no subclass of overopt_bench.types.{base.__name__}")
+    word = getattr(cls, attribute, None)
+    if not isinstance(word, str) or not word.isidentifier():
+        example = f"my_{what.split()[0]}"
+        raise UserError(f"{where} needs a class attribute `{attribute}`, a word such as {example!r}; it is {word!r}")
+    other = taken(word)
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise UserError(f"{where}: the {what} {word!r} exists already, as {other.__module__}.{other.__qualname__}")
+    return word
+
+
 class Registry(Generic[T]):
     """Classes by name, and for rewards by suite: one name may stand for another class in each suite.
 
@@ -61,19 +87,7 @@ class Registry(Generic[T]):
             UserError: where it is not a subclass of the kind's base, has no name, or the name is taken.
         """
         base = getattr(importlib.import_module("overopt_bench.types"), self._base)
-        where = f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
-        if not (isinstance(cls, type) and issubclass(cls, base)):
-            raise UserError(
-                f"{where} is registered as {self.kind} but is no subclass of overopt_bench.types.{self._base}"
-            )
-        name = getattr(cls, "name", None)
-        if not isinstance(name, str) or not name.isidentifier():
-            raise UserError(f"{where} needs a class attribute `name`, a word such as 'my_{self.kind}'; it is {name!r}")
-        taken = self._classes.get((suite, name))
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(
-                f"{where}: the {self.kind} {name!r} exists already, as {taken.__module__}.{taken.__qualname__}"
-            )
+        name = _checked_word(cls, base, self.kind, "name", lambda word: self._classes.get((suite, word)))
         self._classes[suite, name] = cls
 
     def load(self) -> None:
@@ -145,15 +159,7 @@ class RewardRegistry(Registry["Reward"]):
         """
         from overopt_bench.types import DerivedReward
 
-        where = f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', cls)}"
-        if not (isinstance(cls, type) and issubclass(cls, DerivedReward)):
-            raise UserError(f"{where} is registered as a kind of rewards but is no subclass of DerivedReward")
-        kind = getattr(cls, "kind", None)
-        if not isinstance(kind, str) or not kind.isidentifier():
-            raise UserError(f"{where} needs a class attribute `kind`, a word such as 'median'; it is {kind!r}")
-        taken = self._kinds.get(kind)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(f"{where}: the kind {kind!r} exists already, as {taken.__module__}.{taken.__qualname__}")
+        kind = _checked_word(cls, DerivedReward, "kind of rewards", "kind", self._kinds.get)
         self._kinds[kind] = cls
 
     def kinds(self) -> dict[str, type[DerivedReward]]:

@@ -70,18 +70,18 @@ class MiniSuite(Suite):
         return None
 
     @cached_property
-    def _world(self) -> dict[str, Any]:
+    def _listing(self) -> dict[str, Any]:
         return dict(json.loads(self.asset("prompts.json").read_text(encoding="utf-8")))
 
     @property
     def prompts(self) -> dict[str, tuple[str, ...]]:
-        splits = {**self._world["splits"], "tuning": self._world["tuning"]}
+        splits = {**self._listing["splits"], "tuning": self._listing["tuning"]}
         return {split: tuple(names) for split, names in splits.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name that the base model was trained on."""
-        return tuple(self._world["names"])
+        return tuple(self._listing["names"])
 
     def pipeline(self) -> Any:
         from diffusers import StableDiffusionPipeline
