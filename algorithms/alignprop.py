@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ChainRows, ImageCost, TrainContext
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import AlgorithmParams, Candidates, Selection, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def best_of_n_weights(pool: int, n: int) -> Tensor:
@@ -66,13 +68,13 @@ class BestOfN(Selection):
         super().__init__(ctx, params)
         self.drawn = 0
 
-    @torch.no_grad()
     def step(self) -> dict[str, float]:
         n = min(self.params.samples_per_round, self.ctx.budget_left())
         # round robin, so that all prompts have pools of nearly the same size
         prompts = tuple(self.ctx.prompts[k % len(self.ctx.prompts)] for k in range(self.drawn, self.drawn + n))
-        images = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"]).images  # [n, 3, H, W]
-        scores = self.ctx.proxy(images, prompts).cpu()  # [n]
+        with torch.no_grad():
+            images = self.ctx.policy.rollout(prompts, self.ctx.generators["sampling"]).images  # [n, 3, H, W]
+            scores = self.ctx.proxy(images, prompts).cpu()  # [n]
         self.drawn += n
         self.last_round = Candidates(prompts, (images * 255).round().to(torch.uint8).cpu(), scores)
         return {"proxy/mean": scores.mean().item(), "proxy/std": scores.std(unbiased=False).item()}

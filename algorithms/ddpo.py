@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
 
 from overopt_bench.algorithms.ppo import (
     PerPromptStats,
@@ -15,8 +13,12 @@ from overopt_bench.algorithms.ppo import (
     chain_batches,
     sample_epoch,
 )
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DDPOParams(PPOParams):
@@ -85,16 +87,14 @@ class DDPO(Algorithm):
         advantages = advantages.clamp(-self.params.advantage_clip, self.params.advantage_clip)
 
         # 3. clipped importance-sampling updates
-        x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
+        latents = trajectory.latents  # [N, T+1, C, h, w]
         log_probs_old = trajectory.log_probs  # [N, T]
         records = []
         for _ in range(self.params.inner_epochs):
             for sample, step in self.batches(len(prompts)):  # flat indices of the transitions of one update
                 own_prompts = [prompts[k] for k in sample.tolist()]
                 old, advantage = log_probs_old[sample, step], advantages[sample, step]
-                records.append(
-                    self.updater.step(x[sample, step], x_next[sample, step], step, own_prompts, old, advantage)
-                )
+                records.append(self.updater.step(latents, sample, step, own_prompts, old, advantage))
         return {**metrics, **PolicyUpdater.summary(records)}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:

@@ -7,12 +7,14 @@ mean magnitude after a ReLU over a probe, divided by its layer's mean; tau-dorma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Generator, Tensor, nn
+from overopt_bench.lazy import torch
 
-from overopt_bench.algorithms.critic import TemporalCritic
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+    from overopt_bench.algorithms.critic import TemporalCritic
 
 THRESHOLDS = (0.0, 0.025, 0.1)
 ResetMode = Literal["none", "active", "dormant", "random", "all"]
@@ -166,7 +168,6 @@ def choose_units(dormant: Tensor, mode: ResetMode, generator: Generator) -> Tens
     return chosen
 
 
-@torch.no_grad()
 def reset_units(
     layers: Sequence[nn.Linear], chosen: Sequence[Tensor], optimizer: torch.optim.Optimizer, std: float,
     generator: Generator, *, outgoing: Literal["noise", "zero"], adam_step: Literal["keep", "zero"],
@@ -186,23 +187,28 @@ def reset_units(
         adam_step: "keep" (TDPO's code) leaves Adam's step count, so the first updates after a reset are about
             three times larger; "zero" restarts the count of the tensors that were touched.
     """
-    for k, units in enumerate(chosen):
-        layer, following = layers[k], layers[k + 1]
-        if not units.any():
-            continue
+    with torch.no_grad():
+        for k, units in enumerate(chosen):
+            layer, following = layers[k], layers[k + 1]
+            if not units.any():
+                continue
 
-        def noise(shape: torch.Size, layer: nn.Linear = layer) -> Tensor:
-            return (torch.randn(shape, generator=generator) * std).to(layer.weight)
+            def noise(shape: torch.Size, layer: nn.Linear = layer) -> Tensor:
+                return (torch.randn(shape, generator=generator) * std).to(layer.weight)
 
-        layer.weight[units] = noise(layer.weight[units].shape)
-        layer.bias[units] = 0.0
-        columns = following.weight[:, units]
-        following.weight[:, units] = noise(columns.shape) if outgoing == "noise" else torch.zeros_like(columns)
-        for parameter, index in ((layer.weight, units), (layer.bias, units), (following.weight, (slice(None), units))):
-            state = optimizer.state.get(parameter, {})
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if moment in state:
-                    state[moment][index] = 0.0
-            if adam_step == "zero" and "step" in state:
-                state["step"].zero_()
+            layer.weight[units] = noise(layer.weight[units].shape)
+            layer.bias[units] = 0.0
+            columns = following.weight[:, units]
+            following.weight[:, units] = noise(columns.shape) if outgoing == "noise" else torch.zeros_like(columns)
+            for parameter, index in (
+                (layer.weight, units),
+                (layer.bias, units),
+                (following.weight, (slice(None), units)),
+            ):
+                state = optimizer.state.get(parameter, {})
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    if moment in state:
+                        state[moment][index] = 0.0
+                if adam_step == "zero" and "step" in state:
+                    state["step"].zero_()
     return int(sum(int(units.sum()) for units in chosen))

@@ -6,11 +6,9 @@ MixGRPO's (Li et al. 2025, arXiv 2507.21802) and Flow-GRPO-Fast's; ``ratio=guard
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from overopt_bench.algorithms.groups import Scale, group_advantages
 from overopt_bench.algorithms.ppo import (
@@ -19,8 +17,12 @@ from overopt_bench.algorithms.ppo import (
     chain_batches,
     sample_epoch,
 )
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GRPOParams(SurrogateParams):
@@ -98,19 +100,16 @@ class GRPO(Algorithm):
         advantages = advantages.clamp(-params.advantage_clip, params.advantage_clip)
 
         # 3. clipped updates; Guard's means are taken before the first one, so that they are the sampling policy's
-        x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
+        latents = trajectory.latents  # [N, T+1, C, h, w]
         batches = chain_batches(len(prompts), steps, params.updates_per_epoch, self.ctx.generators["batch"])
         own_prompts = [[prompts[k] for k in sample.tolist()] for sample, _ in batches]
         means_old: list[Tensor | None] = [None] * len(batches)
         if params.ratio == "guard":
-            means_old = [self.means(x[b], b[1], own, eta) for b, own in zip(batches, own_prompts, strict=True)]
+            means_old = [self.means(latents, *b, own, eta) for b, own in zip(batches, own_prompts, strict=True)]
         records = []
         for (sample, step), own, means in zip(batches, own_prompts, means_old, strict=True):
             old, advantage = trajectory.log_probs[sample, step], advantages[sample, step]
-            row = self.updater.step(
-                x[sample, step], x_next[sample, step], step, own, old, advantage, eta=eta, means_old=means
-            )
-            records.append(row)
+            records.append(self.updater.step(latents, sample, step, own, old, advantage, eta=eta, means_old=means))
         return {**metrics, **PolicyUpdater.summary(records)}
 
     def draw_steps(self) -> Tensor:
@@ -128,15 +127,16 @@ class GRPO(Algorithm):
         own = self.ctx.policy.schedule.eta
         return torch.zeros_like(own).index_copy(0, steps, own[steps])
 
-    @torch.no_grad()
-    def means(self, x: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
-        """Return the means of M transitions under the policy as it is, ``[M, C, h, w]``."""
+    def means(self, latents: Tensor, sample: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
+        """Return the means of M transitions of chains under the policy as it is, ``[M, C, h, w]``."""
 
         def work(rows: Tensor) -> tuple[Tensor]:
             own = [prompts[k] for k in rows.tolist()]
-            return (self.ctx.policy.transition(x[rows], step[rows], own, eta=eta).mean,)
+            x = latents[sample[rows], step[rows]]
+            return (self.ctx.policy.transition(x, step[rows], own, eta=eta).mean,)
 
-        return self.ctx.policy.world.map(work, len(x), self.updater.micro_batch)[0]
+        with torch.no_grad():
+            return self.ctx.policy.world.map(work, len(sample), self.updater.micro_batch)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.updater.optimizer.state_dict()}

@@ -6,17 +6,19 @@ towards bad ones. No log-probability occurs, so any solver may sample.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from overopt_bench.algorithms.groups import Scale, group_advantages
 from overopt_bench.algorithms.ppo import draw_epoch_prompts, zero_spread_share
 from overopt_bench.compute.moments import moments
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OLD = "old"  # the policy's copy that samples
 FLOOR = 1e-5  # of the adaptive scale [NVlabs code]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Generator, Tensor
 
 from overopt_bench.compute.moments import moments, standardise
+from overopt_bench.lazy import torch
 from overopt_bench.types import AlgorithmParams, TrainContext, Trajectory, Transition, TransitionRows
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 Reduction = Literal["mean", "sum"]
 
@@ -79,44 +81,45 @@ class PolicyUpdater:
         return log_probs / self.dimensions if self.params.log_prob_reduction == "mean" else log_probs
 
     def step(
-        self, x: Tensor, x_next: Tensor, step: Tensor, prompts: Sequence[str], log_probs_old: Tensor, advantages: Tensor,
+        self, latents: Tensor, sample: Tensor, step: Tensor, prompts: Sequence[str], log_probs_old: Tensor, advantages: Tensor,
         *, eta: Tensor | None = None, means_old: Tensor | None = None,
     ) -> list[float]:  # fmt: skip
         """Take one optimizer step on M transitions and return the values of ``METRICS``.
 
         Args:
-            x: ``[M, C, h, w]`` x_i of each transition.
-            x_next: ``[M, C, h, w]`` what was sampled after it, x_{i+1}.
-            step: ``[M]`` int64, each transition's own step i.
+            latents: ``[N, T+1, C, h, w]`` of whole chains, of which no more than a micro-batch is copied at once.
+            sample: ``[M]`` int64, each transition's chain.
+            step: ``[M]`` int64, each transition's own step i, from x_i to x_{i+1}.
             prompts: the M prompts.
             log_probs_old: ``[M]`` as stored at sampling, summed over dimensions, in nats.
             advantages: ``[M]``.
             eta: ``[T]`` noise of each step at sampling, where it was not the schedule's own.
             means_old: ``[M, C, h, w]`` means of the sampling policy, for GRPO-Guard's ratio; the plain one without.
         """
-        total, sums, world = len(x), torch.zeros(4), self.policy.world
+        total, sums, world = len(sample), torch.zeros(4, device=latents.device), self.policy.world
         for part in world.parts(total, self.micro_batch):
             own_prompts = [prompts[k] for k in part.tolist()]
-            transition = self.policy.transition(x[part], step[part], own_prompts, self.checkpoint, eta=eta)
-            log_probs = self.reduce(transition.log_prob(x_next[part]))
+            x, x_next = latents[sample[part], step[part]], latents[sample[part], step[part] + 1]  # [m, C, h, w]
+            transition = self.policy.transition(x, step[part], own_prompts, self.checkpoint, eta=eta)
+            log_probs = self.reduce(transition.log_prob(x_next))
             if means_old is None:
                 log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
             else:
-                log_ratio = self.reduce(guarded_log_ratio(transition, x_next[part], means_old[part]))
+                log_ratio = self.reduce(guarded_log_ratio(transition, x_next, means_old[part]))
             ratio = log_ratio.exp()
             if self.estimator == "importance":  # DDPO-IS [paper, section 4.3]: max(-A rho, -A clip(rho, 1 -+ e))
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
             else:  # DDPO-SF [paper, section 4.3]: the gradient of log p(x_{i+1} | x_i), weighted by A
                 loss = -advantages[part] * log_probs
-            rows = TransitionRows(self.policy, transition, x[part], step[part], own_prompts, eta)
+            rows = TransitionRows(self.policy, transition, x, step[part], own_prompts, eta)
             # divided as the log-probabilities are, so that a nat weighs the same against an advantage
             loss = loss + self.reduce(self.mitigations.penalty(rows))
             self.optimizer.backward_part(loss.sum() / total)
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()
-                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, log_ratio.expm1() - log_ratio)]).cpu()
+                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, log_ratio.expm1() - log_ratio)])
         grad_norm = self.optimizer.step()
-        return [*(world.sum(sums) / total).tolist(), grad_norm]
+        return [*(world.sum(sums.cpu()) / total).tolist(), grad_norm]
 
     @classmethod
     def summary(cls, records: list[list[float]]) -> dict[str, float]:

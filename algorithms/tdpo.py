@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.dormancy import Dormancy
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, sample_epoch, zero_spread_share
 from overopt_bench.compute.moments import moments, standardise
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TDPOParams(PPOParams):
@@ -54,6 +55,8 @@ class TDPO(Algorithm):
     hooks = frozenset({"reward", "advantages", "loss"})
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
+        from overopt_bench.algorithms.critic import TemporalCritic  # a torch module, so its import needs torch
+
         super().__init__(ctx, params)
         self.updater = PolicyUpdater(ctx, params, params.lr)
         self.critic = TemporalCritic(
@@ -94,15 +97,12 @@ class TDPO(Algorithm):
         log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps
-        x, x_next = trajectory.latents[:, :-1], trajectory.latents[:, 1:]  # [N, T, C, h, w]
         records = []
         self.critic.train()
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
             own_prompts = [prompts[k] for k in sample.tolist()]
-            policy_row = self.updater.step(
-                x[sample, step], x_next[sample, step], step, own_prompts, log_prob_old, advantage
-            )
+            policy_row = self.updater.step(trajectory.latents, sample, step, own_prompts, log_prob_old, advantage)
             critic_row = self.update_critic(features[sample, step], values_old[sample, step], returns[sample, step])
             records.append([*policy_row, *critic_row])
 

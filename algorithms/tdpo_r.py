@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from overopt_bench.algorithms.dormancy import ResetMode, choose_units, reset_units
 from overopt_bench.algorithms.tdpo import TDPO, TDPOParams
 from overopt_bench.registry import register_algorithm
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TDPORParams(TDPOParams):

@@ -30,7 +30,8 @@ def run(arguments: Arguments) -> Path:
 def sweep(arguments: Arguments) -> builtins.list[Path]:
     """Run algorithms x proxies x seeds; skip complete, resume others.
 
-    One after the other. --set lr=1e-4 is for all algorithms, --set ddpo.lr=1e-4 for one. Returns the run folders.
+    Side by side (--jobs), one by its index, or on a cluster. --set lr=1e-4 is for all algorithms, --set ddpo.lr=1e-4 for
+    one. Returns the run folders.
     """
     from overopt_bench.commands.sweep import run_grid
 

@@ -1,7 +1,8 @@
 """The ``overopt-bench`` command: the functions of ``api.py``, with errors as one line and an exit status.
 
-Exit status: 0 done, 1 a run failed, 2 the input was wrong, 129 stopped by a hangup, 130 by Ctrl-C, 143 by SIGTERM; after a
-stop the last line is the command that goes on. ``accelerate launch`` and ``torchrun`` make 1 of whatever is not 0.
+Exit status: 0 done, 1 a run failed, 2 the input was wrong, 75 a run was interrupted and saved, 130 Ctrl-C where there was
+nothing to save. After 75 the last line is the command that goes on. ``accelerate launch`` and ``torchrun`` make 1 of whatever
+is not 0.
 ``OVEROPT_BENCH_DEBUG=1`` shows tracebacks.
 """
 
@@ -20,12 +21,13 @@ from pydantic import BaseModel
 
 from overopt_bench import api
 from overopt_bench.commands.command import fields, must_be_given, request_of, summary_of
-from overopt_bench.errors import RunError, Stopped, UserError
+from overopt_bench.errors import BAD_INPUT, FAILED, INTERRUPTED, RunError, Stopped, UserError
 from overopt_bench.options import command_line_name, describe, note
 
 EPILOG = (
-    "Exit status: 0 done, 1 a run failed, 2 the input was wrong, 129 stopped by a hangup, 130 by Ctrl-C, 143 by SIGTERM."
-    " A run that is stopped is saved within ten seconds, and its last line is the command that goes on."
+    "Exit status: 0 done, 1 a run failed, 2 the input was wrong (trying again does not help), 75 interrupted and saved"
+    " (the same command goes on), 130 Ctrl-C where there was nothing to save. A run that is stopped is saved within ten"
+    " seconds, and its last line is the command that goes on."
 )
 app = typer.Typer(
     name="overopt-bench", help="Reward overoptimization in text-to-image diffusion.", epilog=EPILOG, add_completion=False,
@@ -94,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         result = app(args=arguments, prog_name="overopt-bench", standalone_mode=False)
-    except Stopped as stopped:
-        return 128 + stopped.number
+    except Stopped:
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
@@ -108,12 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     """Print an error as one line on stderr and return the exit status that belongs to it."""
     if hasattr(error, "format_message"):  # typer's own: a wrong type, an option that does not exist
-        message, status = error.format_message(), 2
+        message, status = error.format_message(), BAD_INPUT
     elif isinstance(error, UserError):
-        message, status = str(error), 2
+        message, status = str(error), BAD_INPUT
     elif isinstance(error, RunError):
-        message, status = str(error), 1
+        message, status = str(error), FAILED
     else:
-        message, status = f"{type(error).__name__}: {error} (OVEROPT_BENCH_DEBUG=1 shows where)", 1
+        message, status = f"{type(error).__name__}: {error} (OVEROPT_BENCH_DEBUG=1 shows where)", FAILED
     print("error:", " ".join(message.split()), file=sys.stderr)
     return status

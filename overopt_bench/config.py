@@ -148,25 +148,33 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     values = _checked_shapes({k: v for k, v in given.items() if v is not None})
     suite, algo = suites.get(values["suite"]), algorithms.get(values["algo"])
     family = suite.family()
-    proxy = rewards.get(values["proxy"], family)
-    gold = tuple(dict.fromkeys(rewards.get(name, family).name for name in (*values.get("gold", ()), suite.gold)))
-    if algo.needs_gradient and not proxy.differentiable:
-        allowed = [name for name in rewards.names(family) if rewards.get(name, family).differentiable]
-        raise UserError(
-            f"{algo.name} needs a differentiable proxy and {proxy.name!r} is not; differentiable in {suite.name}:"
-            f" {', '.join(allowed) or 'none'}"
-        )
+    proxy = rewards.canonical(values["proxy"], family)
+    gold = tuple(dict.fromkeys(rewards.canonical(name, family) for name in (*values.get("gold", ()), suite.gold)))
     _check_split(suite, values.get("train_split", "train"))
     get_suite(suite.name, model=values.get("model"))
     defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
     chosen = resolve_mitigations(algo, values["mitigation"])
     try:
-        return RunConfig(
-            **{**defaults, **values, "proxy": proxy.name, "gold": gold, "params": params, "mitigation": chosen}
+        config = RunConfig(
+            **{**defaults, **values, "proxy": proxy, "gold": gold, "params": params, "mitigation": chosen}
         )
     except ValidationError as error:
         raise explain(error, "", RunConfig.model_fields) from None
+    if algo.needs_gradient:  # the only question here that needs a reward's class, and with it torch
+        _check_gradient(algo.name, proxy, suite)
+    return config
+
+
+def _check_gradient(algo: str, proxy: str, suite: type[Suite]) -> None:
+    family = suite.family()
+    if rewards.get(proxy, family).differentiable:
+        return
+    allowed = [name for name in rewards.names(family) if rewards.get(name, family).differentiable]
+    raise UserError(
+        f"{algo} needs a differentiable proxy and {proxy!r} is not; differentiable in {suite.name}:"
+        f" {', '.join(allowed) or 'none'}"
+    )
 
 
 def _checked_shapes(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h
+
+
 class UserError(Exception):
     """A mistake that the user can correct. The command line prints its one line and exits with status 2."""
 
@@ -65,14 +68,15 @@ class DriftError(RunError):
 class Stopped(SystemExit):
     """A run was asked to stop, by Ctrl-C or by another signal, and its state is saved.
 
-    It ends a script without a traceback, so that the command that goes on stays the last line.
+    It ends a script without a traceback, so that the command that goes on stays the last line. The exit status is
+    ``INTERRUPTED`` whichever signal it was, so that a scheduler knows a run to be tried again from a failed one.
 
     Args:
-        number: of the signal; the exit status is 128 more, as a shell's.
+        number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
+        super().__init__(INTERRUPTED)
         self.number = number
 
     def __str__(self) -> str:

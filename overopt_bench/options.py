@@ -68,11 +68,16 @@ def arguments(model: BaseModel) -> Iterator[str]:
         value = getattr(model, name)
         if value is None or (value == field.get_default() and note(field, "source") is None):
             continue
-        if isinstance(value, bool):
-            yield command_line_name(name if value else f"no_{name}")
-        else:
-            for item in value if isinstance(value, tuple) else (value,):
-                yield from (command_line_name(name), str(item))
+        yield from words(name, value)
+
+
+def words(name: str, value: Any) -> Iterator[str]:
+    """Yield the command line's arguments that give a value to an option."""
+    if isinstance(value, bool):
+        yield command_line_name(name if value else f"no_{name}")
+    else:
+        for item in value if isinstance(value, list | tuple) else (value,):
+            yield from (command_line_name(name), str(item))
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:

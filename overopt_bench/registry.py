@@ -1,17 +1,17 @@
 """Which algorithms, mitigations, rewards, suites and metrics exist.
 
-Built-ins and installed packages announce themselves by entry points, which are loaded on first use; the
-decorators below put the classes in. A single file can be added with ``--plugin`` (see ``plugins.py``).
+Built-ins and installed packages announce themselves by entry points (see ``announced.py``), which are loaded when they
+are asked for; the decorators below put the classes in. A single file can be added with ``--plugin`` (see ``plugins.py``).
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
+from overopt_bench.announced import Announced, Key
 from overopt_bench.derived import derive, parse_settings
 from overopt_bench.errors import UserError, unknown_name
 
@@ -76,9 +76,9 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, base: str) -> None:
         self.kind, self._base = kind, base
-        self._classes: dict[tuple[str | None, str], type[T]] = {}
-        self._loaded = False
-        self.broken: dict[str, str] = {}
+        self._classes: dict[Key, type[T]] = {}
+        self._announced = Announced(f"overopt_bench.{kind}s", self._take)
+        self.broken = self._announced.broken
 
     def add(self, cls: type[T], suite: str | None = None) -> None:
         """Put a class in, for one suite or for all.
@@ -90,23 +90,23 @@ class Registry(Generic[T]):
         name = _checked_word(cls, base, self.kind, "name", lambda word: self._classes.get((suite, word)))
         self._classes[suite, name] = cls
 
-    def load(self) -> None:
-        """Import all entry points once. One that fails is noted in ``broken`` and hurts nobody else."""
-        if self._loaded:
-            return
-        self._loaded = True
-        for point in entry_points(group=f"overopt_bench.{self.kind}s"):
-            try:
-                found = point.load()  # a module whose decorators register, or a class
-                if isinstance(found, type) and found not in self._classes.values():
-                    self.add(found)
-            except Exception as error:  # somebody else's package may raise anything
-                self.broken[point.name] = " ".join(f"{type(error).__name__}: {error}".split())
+    def _take(self, cls: type[T], promised: Key) -> None:
+        """Take a class from its entry point; mostly its decorator has registered it already."""
+        if cls not in self._classes.values():
+            self.add(cls, promised[0])
+        if self._classes.get(promised) is not cls:
+            raise UserError(
+                f"it is announced as {'.'.join(filter(None, promised))}, its name is {getattr(cls, 'name', None)}"
+            )
 
-    def classes(self) -> dict[tuple[str | None, str], type[T]]:
+    def classes(self) -> dict[Key, type[T]]:
         """Everything by (suite or None, name)."""
-        self.load()
+        self._announced.load_all()
         return dict(self._classes)
+
+    def known(self) -> set[Key]:
+        """List what there is, without importing the classes that entry points announce."""
+        return self._announced.promised() | self._classes.keys()
 
     def names(self, suite: str | None = None) -> list[str]:
         """Sorted names: those of all suites, and those of ``suite`` where one is given."""
@@ -124,21 +124,24 @@ class Registry(Generic[T]):
         Raises:
             UserError: where there is none; names the nearest and all.
         """
-        classes = self.classes()
-        found = classes.get((suite, name)) or classes.get((None, name))
-        if found is not None:
-            return found
-        if not classes and not self.broken:
+        for key in ((suite, name), (None, name)):
+            self._announced.load(key)
+            if key in self._classes:
+                return self._classes[key]
+        known = self.known()
+        if not known and not self.broken:
             raise UserError(f"no {self.kind} is registered: run `pip install -e .` in the checkout first")
-        if name in self.broken:
-            raise UserError(f"the {self.kind} {name!r} does not import: {self.broken[name]}")
-        elsewhere = sorted({owner for owner, other in classes if other == name and owner})
+        for point in (f"{suite}.{name}", name):
+            if point in self.broken:
+                raise UserError(f"the {self.kind} {name!r} does not import: {self.broken[point]}")
+        allowed = sorted({other for owner, other in known if owner in (None, suite)})
+        elsewhere = sorted({owner for owner, other in known if other == name and owner})
         if elsewhere:
             raise UserError(
                 f"the {self.kind} {name!r} is not in the suite {suite!r} but in {', '.join(elsewhere)};"
-                f" allowed: {', '.join(self.names(suite))}"
+                f" allowed: {', '.join(allowed)}"
             )
-        error = unknown_name(self.kind, name, self.names(suite))
+        error = unknown_name(self.kind, name, allowed)
         if self.broken:
             error = UserError(f"{error}; these do not import: {', '.join(self.broken)} (`overopt-bench list` says why)")
         raise error
@@ -164,8 +167,17 @@ class RewardRegistry(Registry["Reward"]):
 
     def kinds(self) -> dict[str, type[DerivedReward]]:
         """Give every kind of derived rewards by its word."""
-        self.load()
+        self._announced.promised()
         return dict(self._kinds)
+
+    def canonical(self, name: str, suite: str) -> str:
+        """Give the name by which a reward is recorded; imports none of those that an entry point announces.
+
+        Raises:
+            UserError: as ``get``.
+        """
+        plain = ":" not in name and self.known() & {(suite, name), (None, name)}
+        return name if plain else self.get(name, suite).name
 
     def get(self, name: str, suite: str | None = None) -> type[Reward]:
         """Find the class of that name; that of a derived reward is made here.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Generator, Tensor
+from overopt_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 PURPOSES = ("sampling", "prompts", "batch", "critic")
 
@@ -16,11 +19,11 @@ def stable_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class Generators(dict[str, Generator]):
+class Generators(dict[str, "Generator"]):
     """A CPU generator for each of ``PURPOSES``, and torch's global one (dropout), all from one seed."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__({name: Generator().manual_seed(stable_seed(seed, name)) for name in PURPOSES})
+        super().__init__({name: torch.Generator().manual_seed(stable_seed(seed, name)) for name in PURPOSES})
         torch.manual_seed(stable_seed(seed, "global"))
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
 from overopt_bench.shell import command_line
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BLOCK = 1 << 24
 
@@ -142,7 +143,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+    if others := [key for key, value in content.items() if not isinstance(value, torch.Tensor)]:
         raise UserError(f"{path} is no state dict: {others[0]!r} is no tensor")
     return content
 

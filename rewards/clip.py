@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from overopt_bench.encoders.clip import (
     CLIP_L,
+    MICRO_BATCH,
     clip_features,
     clip_l,
     clip_l_tokenizer,
@@ -21,6 +22,8 @@ from overopt_bench.encoders.clip import (
     load_clip,
     text_embeddings,
 )
+from overopt_bench.encoders.devices import follow
+from overopt_bench.encoders.shared import once_a_batch, once_a_run
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Resources
@@ -46,7 +49,11 @@ class ClipReward(PublishedReward):
         self.feature_dim = int(clip.config.projection_dim)
 
     def features(self, images: Tensor) -> Tensor:
-        return clip_features(self.clip, images)
+        # under the name of the suite's own features, which are the same where the network is
+        return once_a_batch(images, (clip_features, self.clip), lambda: super(ClipReward, self).features(images))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return image_embeddings(self.clip, pixels)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Turn prompts into ids ``[B, L]``, L at most 77; a long prompt is cut and keeps its end token."""
@@ -58,10 +65,25 @@ class ClipReward(PublishedReward):
         ).input_ids
         return torch.as_tensor(ids)
 
-    def cosine(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Compute the cosine of image and prompt, ``[B]``."""
-        text = text_embeddings(self.clip, self.tokens(prompts).to(pixels.device))
-        return (image_embeddings(self.clip, pixels) * text).sum(1)
+    def score_features(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score unit features ``[B, D]``: ``[B]``."""
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        follow(self.model, images)
+        parts = zip(self.features(images).split(MICRO_BATCH), range(0, len(images), MICRO_BATCH), strict=True)
+        return torch.cat([self.score_features(part, prompts[k : k + MICRO_BATCH]) for part, k in parts])
+
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.score_features(self.encode_pixels(pixels), prompts)
+
+    def cosine(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Compute the cosine of unit features ``[B, D]`` and prompts, ``[B]``."""
+
+        def embed() -> Tensor:
+            return text_embeddings(self.clip, self.tokens(prompts).to(features.device))
+
+        return (features * once_a_run(prompts, (self.clip, features.device), embed)).sum(1)
 
 
 @register_reward(suite="sd")
@@ -76,8 +98,8 @@ class ClipScore(ClipReward):
         clip = clip_l(resources)
         return cls(clip, clip, clip_l_tokenizer(resources), digest(resources.weights.path(CLIP_L, "model.safetensors")))
 
-    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        return 100 * self.cosine(pixels, prompts)
+    def score_features(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        return 100 * self.cosine(features, prompts)
 
 
 @register_reward(suite="sd")
@@ -97,8 +119,8 @@ class PickScore(ClipReward):
         clip = resources.once(load_clip, path)
         return cls(clip, clip, clip_l_tokenizer(resources), digest(path / "model.safetensors"))
 
-    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.as_tensor(self.clip.logit_scale.exp() * self.cosine(pixels, prompts))
+    def score_features(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(self.clip.logit_scale.exp() * self.cosine(features, prompts))
 
 
 class RegressionHead(nn.Module):
@@ -138,6 +160,7 @@ class Aesthetic(ClipReward):
     name = "aesthetic"
     repos = (CLIP_L,)
     needs_prompt = False
+    model: AestheticPredictor
 
     @classmethod
     def load(cls, resources: Resources) -> Self:
@@ -148,5 +171,5 @@ class Aesthetic(ClipReward):
         hashes = f"{digest(AESTHETIC_HEAD)} on {encoder}"
         return cls(AestheticPredictor(clip, head), clip, clip_l_tokenizer(resources), hashes)
 
-    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.as_tensor(self.model(pixels))
+    def score_features(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.as_tensor(self.model.head(features))

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 from typing_extensions import Self
 
 from overopt_bench.compute.moments import moments
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
 from overopt_bench.registry import load_reward, register_derived_reward, rewards
 from overopt_bench.types import DerivedReward, Resources, Reward, RewardParams
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Ensemble(DerivedReward):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from overopt_bench.encoders.preprocessing import letterbox, to_tensor
+from overopt_bench.encoders.shared import once_a_run
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Resources
@@ -78,17 +79,22 @@ class HPSv2(PublishedReward):
         return cls(model, SimpleTokenizer(context_length=config["text_cfg"]["context_length"]), digest(path))
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        text = once_a_run(prompts, (self.model, pixels.device), lambda: self._text(prompts, pixels.device))
+        return (self.encode_pixels(pixels) * text).sum(1)
+
+    def _text(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         limit = int(self.tokenizer.context_length)
         self.warn_cut(prompts, [len(self.tokenizer.encode(p)) + 2 > limit for p in prompts], limit)
-        ids = self.tokenizer(list(prompts)).to(pixels.device)
-        text = F.normalize(self.model.encode_text(ids), dim=-1)
-        return (self.encode_pixels(pixels) * text).sum(1)
+        return F.normalize(self.model.encode_text(self.tokenizer(list(prompts)).to(device)), dim=-1)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.model.encode_image(pixels), dim=-1)
 
     def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         return torch.cat([letterbox(to_tensor([picture]), self.side) for picture in pictures])
+
+    def transform(self) -> Hashable:
+        return (letterbox, self.side)
 
     def differentiable_pixels(self, images: Tensor) -> Tensor:
         return letterbox(images, self.side)

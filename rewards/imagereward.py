@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,3 +163,6 @@ class ImageReward(PublishedReward):
 
     def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         return clip_pixels(pictures, self.side, crop="torchvision")
+
+    def transform(self) -> Hashable:
+        return (clip_pixels, self.side, "torchvision")

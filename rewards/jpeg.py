@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from overopt_bench.encoders.preprocessing import to_pil
+from overopt_bench.encoders.shared import once_a_batch
 from overopt_bench.registry import register_reward
 from overopt_bench.types import Reward
 
@@ -21,6 +22,10 @@ def jpeg_kilobytes(images: Tensor) -> Tensor:
     Raises:
         FloatingPointError: for NaN.
     """
+    return once_a_batch(images, jpeg_kilobytes, lambda: _kilobytes(images))
+
+
+def _kilobytes(images: Tensor) -> Tensor:
     sizes = []
     for picture in to_pil(images):
         buffer = io.BytesIO()

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from overopt_bench.encoders.clip import load_clip, text_embeddings
 from overopt_bench.encoders.devices import follow
 from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
+from overopt_bench.encoders.shared import once_a_run
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_reward
 from overopt_bench.types import Resources, Reward
@@ -47,7 +48,22 @@ class AestheticHead(nn.Module):
         return torch.as_tensor(self.layers((embeddings - self.mean) / self.std).squeeze(1))
 
 
-class CrossAttentionScorer(nn.Module):
+class PromptScorer(nn.Module):
+    """A model of images and prompts that reads each on its own before it compares them."""
+
+    def text(self, ids: Tensor) -> Tensor:
+        """Read ids ``[B, 16]``: ``[B, ...]``."""
+        raise NotImplementedError
+
+    def compare(self, images: Tensor, text: Tensor) -> Tensor:
+        """Score images ``[B, 3, 32, 32]`` in [0, 1] of prompts as ``text`` gives them: ``[B]``."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        return self.compare(images, self.text(ids))
+
+
+class CrossAttentionScorer(PromptScorer):
     """ImageReward's design: text tokens attend to image patches, and an MLP scores the first token.
 
     Holds its own copy of the CLIP towers, fine-tuned on preferences.
@@ -60,24 +76,31 @@ class CrossAttentionScorer(nn.Module):
         self.fuse = nn.TransformerDecoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64), nn.GELU(), nn.Linear(64, 1))
 
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        patches = self.clip.vision_model(pixel_values=images * 2 - 1).last_hidden_state  # [B, 65, D]
+    def text(self, ids: Tensor) -> Tensor:
+        """Give the end token, which has seen the whole caption, of ids ``[B, 16]``: ``[B, 1, D]``."""
         text = self.clip.text_model(input_ids=ids).last_hidden_state  # [B, 16, D]
         end = self.clip.config.text_config.eos_token_id
         last = (ids == end).int().argmax(1)
-        query = text[torch.arange(len(ids)), last][:, None]  # the end token has seen the whole caption
-        return torch.as_tensor(self.head(self.fuse(query, patches)[:, 0]).squeeze(1))
+        return torch.as_tensor(text[torch.arange(len(ids)), last][:, None])
+
+    def compare(self, images: Tensor, text: Tensor) -> Tensor:
+        patches = self.clip.vision_model(pixel_values=images * 2 - 1).last_hidden_state  # [B, 65, D]
+        return torch.as_tensor(self.head(self.fuse(text, patches)[:, 0]).squeeze(1))
 
 
-class SimilarityScorer(nn.Module):
+class SimilarityScorer(PromptScorer):
     """PickScore's and HPSv2's design: the cosine of CLIP's two embeddings, scaled by its temperature."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
 
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        cosine = (mini_features(self.clip, images) * text_embeddings(self.clip, ids)).sum(1)
+    def text(self, ids: Tensor) -> Tensor:
+        """Embed ids ``[B, 16]``: ``[B, 64]``."""
+        return text_embeddings(self.clip, ids)
+
+    def compare(self, images: Tensor, text: Tensor) -> Tensor:
+        cosine = (mini_features(self.clip, images) * text).sum(1)
         return torch.as_tensor(self.clip.logit_scale.exp() * cosine)
 
 
@@ -110,8 +133,15 @@ class MiniProxy(Reward):
         return mini_features(self.clip, images)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        ids = self.tokens(prompts).to(images.device)
-        return torch.as_tensor(follow(self.model, images)(images, ids))
+        model = self._scorer(images)
+        return model.compare(images, self._text(model, prompts, images.device))
+
+    def _scorer(self, images: Tensor) -> PromptScorer:
+        assert isinstance(self.model, PromptScorer)
+        return follow(self.model, images)
+
+    def _text(self, model: PromptScorer, prompts: Sequence[str], device: torch.device) -> Tensor:
+        return once_a_run(prompts, (model, device), lambda: model.text(self.tokens(prompts).to(device)))
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Turn prompts into ids ``[B, 16]``."""
@@ -172,4 +202,4 @@ class ClipScore(MiniProxy):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         image = self.features(images)
-        return 100 * (image * text_embeddings(self.clip, self.tokens(prompts).to(images.device))).sum(1)
+        return 100 * (image * self._text(self._scorer(images), prompts, images.device)).sum(1)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 import textwrap
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from overopt_bench.encoders.clip import MICRO_BATCH
+from overopt_bench.encoders.clip import MICRO_BATCH, encoder_pixels
 from overopt_bench.encoders.devices import follow
-from overopt_bench.encoders.preprocessing import clip_pixels, differentiable_pixels, to_pil
+from overopt_bench.encoders.preprocessing import clip_pixels, differentiable_pixels
 from overopt_bench.types import Reward
 from overopt_bench.weights import Repo
 
@@ -48,21 +48,25 @@ class PublishedReward(Reward):
         """Apply the official transform to RGB pictures of any size: ``[B, 3, side, side]``."""
         return clip_pixels(pictures, self.side)
 
+    def transform(self) -> Hashable:
+        """Name what ``official_pixels`` does: rewards with equal names share the pixels of a batch."""
+        return (clip_pixels, self.side)
+
     def differentiable_pixels(self, images: Tensor) -> Tensor:
         """Apply the same to images ``[B, 3, H, W]`` in [0, 1], with gradients: ``[B, 3, side, side]``."""
         return differentiable_pixels(images, self.side)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         follow(self.model, images)
-        parts = [
-            self.score_pixels(self._pixels(images[k : k + MICRO_BATCH]), prompts[k : k + MICRO_BATCH])
-            for k in range(0, len(images), MICRO_BATCH)
-        ]
-        return torch.cat(parts)
+        scores: list[Tensor] = []
+        for pixels in self._pixels(images):
+            done = sum(map(len, scores))
+            scores.append(self.score_pixels(pixels, prompts[done : done + len(pixels)]))
+        return torch.cat(scores)
 
     def features(self, images: Tensor) -> Tensor:
         follow(self.model, images)
-        return torch.cat([self.encode_pixels(self._pixels(part)) for part in images.split(MICRO_BATCH)])
+        return torch.cat([self.encode_pixels(pixels) for pixels in self._pixels(images)])
 
     @torch.no_grad()
     def score_pictures(
@@ -75,10 +79,8 @@ class PublishedReward(Reward):
             parts.append(self.score_pixels(pixels, prompts[k : k + MICRO_BATCH]))
         return torch.cat(parts)
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
-            return self.differentiable_pixels(images)
-        return self.official_pixels(to_pil(images)).to(images.device)
+    def _pixels(self, images: Tensor) -> Iterator[Tensor]:
+        return encoder_pixels(images, self.transform(), self.official_pixels, self.differentiable_pixels)
 
     def weights_hash(self) -> str | None:
         return self._digest

@@ -21,6 +21,8 @@ SWEEP = [
     "tiny",
     "--device",
     "cpu",
+    "--jobs",
+    "1",
 ]
 
 

@@ -24,7 +24,7 @@ class Formula(Network):
         self.__dict__.update(policy.network.__dict__)
         self.function = function
 
-    def __call__(self, latents: Tensor, timesteps: Tensor, context: object, *, whole: bool = False) -> Tensor:
+    def __call__(self, latents: Tensor, timesteps: Tensor, context: object, **recompute: bool) -> Tensor:
         self.nfe += len(latents)
         return self.function(latents, timesteps, self.copies.worn is not None)
 

@@ -189,7 +189,7 @@ def test_ddpo_update(case: str) -> None:
         log_probs = policy.transition(x, step, prompts).log_prob(x_next).view(4, T) / D
     assert difference(log_probs, TRL[f"{case}/log_probs"]) < TOLERANCE
     advantages = TRL["advantages"].clamp(-settings["train_adv_clip_max"], settings["train_adv_clip_max"])
-    values = updater.step(x, x_next, step, prompts, D * old[sample, step], advantages[sample])
+    values = updater.step(latents, sample, step, prompts, D * old[sample, step], advantages[sample])
     metrics = dict(zip(PolicyUpdater.METRICS, values, strict=True))
 
     assert metrics["loss"] == pytest.approx(TRL[f"{case}/loss"].mean().item(), rel=TOLERANCE)

@@ -76,7 +76,7 @@ def test_ddpo_gradient_is_that_of_the_clipped_surrogate(reduction: str) -> None:
     algorithm = build("ddpo", policy=policy, lr=1e-9, clip_range=0.2, log_prob_reduction=reduction, max_grad_norm=1e9)
     seen: list[torch.Tensor] = []
     algorithm.updater.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
-    algorithm.updater.step(x, x_next, step, ["ant"] * 64, chain.log_probs[sample, step], advantages[sample])
+    algorithm.updater.step(chain.latents, sample, step, ["ant"] * 64, chain.log_probs[sample, step], advantages[sample])
     for index in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         h = 1e-6
         with torch.no_grad():

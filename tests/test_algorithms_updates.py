@@ -41,7 +41,9 @@ def test_update_reports_what_it_saw() -> None:
     with torch.no_grad():
         policy.shift += 0.1
     updater = ddpo(policy=policy, clip_range=0.2, log_prob_reduction="sum").updater
-    loss, ratio, clipfrac, approx_kl, _ = updater.step(x, x_next, step, ["ant"] * 4, old, torch.ones(4))
+    loss, ratio, clipfrac, approx_kl, _ = updater.step(
+        torch.stack([x, x_next], 1), torch.arange(4), step, ["ant"] * 4, old, torch.ones(4)
+    )
     log_ratio = 0.2 * z - 0.02
     assert ratio == pytest.approx(log_ratio.exp().mean().item(), rel=1e-5)
     assert approx_kl == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), rel=1e-4)
@@ -58,7 +60,7 @@ def test_reinforce_is_the_score_function() -> None:
     advantages = torch.linspace(-1, 2, 8)
     step = torch.ones(8, dtype=torch.long)
     x, x_next = chain.latents[:, 1], chain.latents[:, 2]
-    algorithm.updater.step(x, x_next, step, ["ant"] * 8, chain.log_probs[:, 1] - 5, advantages)
+    algorithm.updater.step(chain.latents, torch.arange(8), step, ["ant"] * 8, chain.log_probs[:, 1] - 5, advantages)
     expected = -(advantages[:, None] * (x_next - x / 2).flatten(1) / 0.25).mean(0)
     torch.testing.assert_close(seen[0], torch.stack([torch.zeros(2), expected]), rtol=1e-5, atol=1e-6)
 

@@ -25,6 +25,9 @@ TINY = {
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
     "layers_per_block": 1,
 }  # fmt: skip
+TINY_XL = {
+    **TINY, "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64,
+}  # fmt: skip
 TINY_VAE = {
     "block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2,
     "up_block_types": ["UpDecoderBlock2D"] * 2, "latent_channels": 4,
@@ -160,13 +163,17 @@ def test_precision_and_checkpoints_save_memory(sd1: Costs) -> None:
 
 
 def test_xls_vae_stays_in_float32_where_the_run_is_in_float16() -> None:
-    tiny_xl = {
-        **TINY, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 64,
-    }  # fmt: skip
-    xl, plain = costs(tiny_xl, TINY_VAE, torch.float16), costs(TINY, TINY_VAE, torch.float16)
+    xl, plain = costs(TINY_XL, TINY_VAE, torch.float16), costs(TINY, TINY_VAE, torch.float16)
     assert xl.decode_bytes == pytest.approx(2 * plain.decode_bytes, rel=0.01)
     assert xl.weight_bytes == 2 * xl.unet_parameters + 4 * xl.vae_parameters
+
+
+def test_a_chain_repeats_whole_passes_and_xls_block_by_block() -> None:
+    xl, plain = costs(TINY_XL, TINY_VAE, torch.float16), costs(TINY, TINY_VAE, torch.float16)
+    assert plain.chain_bytes_checkpointed == plain.train_peak_bytes > plain.train_bytes_checkpointed
+    assert xl.chain_bytes_checkpointed == xl.train_bytes_checkpointed < xl.train_peak_bytes
+    for c, backward in ((plain, plain.unet_backward_flops), (xl, xl.unet_backward_flops_checkpointed)):
+        assert c.chain_backward_flops_checkpointed == backward + c.unet_flops
 
 
 def test_flops_of_runs_add_up(sd1: Costs) -> None:
@@ -186,6 +193,8 @@ def test_flops_of_runs_add_up(sd1: Costs) -> None:
     uniform = 10 * (51 * backward + sd1.decode_backward_flops)  # K = 25.5 on average, two passes each
     assert flops("alignprop") - flops("base") == pytest.approx(uniform)
     assert flops("alignprop", {"truncation": "fixed"}) < flops("alignprop") < flops("alignprop", checkpointed=True)
+    again = 51 * forward + sd1.decode_backward_flops_checkpointed - sd1.decode_backward_flops  # each pass once more
+    assert flops("alignprop", checkpointed=True) - flops("alignprop") == pytest.approx(10 * again)
     assert flops("alignprop", {"truncation": "full"}) > flops("alignprop")
     predicted = run_flops(sd1, ImageCost(predicted=3), queries=10, num_steps=50, guided=True)
     assert predicted - flops("base") == pytest.approx(10 * 6 * forward)

@@ -81,9 +81,74 @@ def test_a_policy_draws_as_it_samples_and_its_base_as_without_the_adapter(policy
     trajectory, kl = policy.sample(split.noise, split.prompts, with_kl=True)
     assert kl is not None and own.kl is not None and drawn.kl is None
     assert torch.equal(own.images, trajectory.images) and torch.equal(own.kl, kl) and float(kl.sum()) > 0
+    again = sampler.draw(split.noise, split.prompts, with_kl=True)  # the base model's first step is known by now
+    assert again.kl is not None and torch.equal(again.kl, kl)
     with policy.base():
         assert torch.equal(drawn.images, policy.sample(split.noise, split.prompts)[0].images)
     assert not torch.equal(drawn.images, own.images)
+
+
+def passes(policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each pass of the U-Net from now on."""
+    rows: list[int] = []
+    forward = policy.network.forward
+    monkeypatch.setattr(policy.network, "forward", lambda x, *a, **k: rows.append(len(x)) or forward(x, *a, **k))
+    return rows
+
+
+def test_the_first_evaluation_measures_no_distance_that_is_known(
+    policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first update it is 0, as the passes that are saved would say; afterwards they are taken."""
+    sampler = PolicySampler(policy)
+    split = make_split("train", ["owl", "cat"], 4, 0, sampler.noise_shape)
+    effect = [parameter for name, parameter in policy.unet.named_parameters() if "lora_B" in name]
+    trained = [parameter.data.clone() for parameter in effect]
+    for parameter in effect:
+        parameter.data.zero_()
+    try:
+        rows = passes(policy, monkeypatch)
+        kl = sampler.draw(split.noise, split.prompts, with_kl=True).kl
+        assert kl is not None and rows == [8] * 3  # both branches of guidance, three steps
+        measured = policy.sample(split.noise, split.prompts, with_kl=True)[1]
+        assert measured is not None and torch.equal(kl, measured) and kl.abs().sum() == 0
+        effect[-1].data.fill_(1e-3)
+        rows.clear()
+        moved = sampler.draw(split.noise, split.prompts, with_kl=True).kl
+        assert moved is not None and moved.sum() > 0 and rows == [8] * 6
+        sampler.draw(split.noise, split.prompts, with_kl=True)
+        assert rows == [8] * 11  # the base model's first step from this noise is known
+    finally:
+        for parameter, value in zip(effect, trained, strict=True):
+            parameter.data.copy_(value)
+
+
+def test_between_start_and_end_only_the_followed_splits_are_drawn(policy: DiffusionPolicy) -> None:
+    suite = get_suite("mini")
+    evaluator = Evaluator(PolicySampler(policy), {}, suite.clip_features, PROMPTS, images=4)
+    whole, part = evaluator(), evaluator(whole=False)
+    assert [detail["split"] for detail in part[1]] == [*PROMPTS][:2]
+    assert part[1] == whole[1][:2] and torch.equal(part[2], whole[2][:6])
+    assert part[0] == {key: value for key, value in whole[0].items() if key.split("/")[0] in [*PROMPTS][:2]}
+
+
+def test_rewards_and_diversity_share_one_pass_of_an_encoder(policy: DiffusionPolicy) -> None:
+    """Three rewards and diversity read one embedding; text is read once a run; the scores are those of each alone."""
+    suite = get_suite("mini")
+    names = ("aesthetic", "clipscore", "imagereward", "pickscore", "jpeg_compressibility", "jpeg_incompressibility")
+    rewards = {name: get_reward(name, suite) for name in names}
+    clip, seen = get_reward("clipscore", suite).clip, {"images": 0, "texts": 0}
+    clip.vision_model.register_forward_hook(lambda *_: seen.update(images=seen["images"] + 1))
+    clip.text_model.register_forward_hook(lambda *_: seen.update(texts=seen["texts"] + 1))
+    evaluator = Evaluator(PolicySampler(policy), rewards, suite.clip_features, PROMPTS, images=4)
+    row, details, images = evaluator()
+    assert seen == {"images": 3, "texts": 3}
+    assert evaluator()[0] == row and seen == {"images": 6, "texts": 3} and not evaluator.shared.images
+    for detail in details:
+        start, prompts = detail["first_cell"], detail["prompts"]
+        for name, reward in rewards.items():
+            alone = reward(images[start : start + len(prompts)], prompts)
+            assert detail["scores"][name] == pytest.approx(alone.tolist(), abs=1e-6)
 
 
 def test_only_the_first_two_splits_have_a_kl(policy: DiffusionPolicy) -> None:

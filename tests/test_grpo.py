@@ -107,7 +107,8 @@ def test_guard_worked_by_hand() -> None:
     updater = build(policy=policy).updater
     for means_old, log_ratio in ((None, 0.10), (old.mean, 0.06)):
         policy.shift.data.fill_(0.1)
-        row = updater.step(x, x_next, step, ["ant"], old.log_prob(x_next), torch.ones(1), means_old=means_old)
+        latents = torch.stack([x, x_next], 1)
+        row = updater.step(latents, step, step, ["ant"], old.log_prob(x_next), torch.ones(1), means_old=means_old)
         assert row[PolicyUpdater.METRICS.index("ratio/mean")] == pytest.approx(math.exp(log_ratio), rel=1e-6)
 
 

@@ -81,7 +81,8 @@ def central_differences(value: Callable[[Tensor], Tensor], at: Tensor, h: float 
 
 def surrogate(call: tuple[Any, ...], shift: Tensor, beta: float, divisor: float = 1) -> Tensor:
     """The loss of one policy update by other means: PPO's clipped surrogate and beta times the KL of each transition."""
-    x, x_next, step, _, old, advantages = call
+    latents, sample, step, _, old, advantages = call
+    x, x_next = latents[sample, step], latents[sample, step + 1]
     mean = x / 2 + shift[step][..., None, None] * x.tanh()
     new = torch.distributions.Normal(mean, STD).log_prob(x_next).flatten(1).sum(1)
     ratio = ((new - old) / divisor).exp()

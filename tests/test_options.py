@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from overopt_bench import api, cli
 from overopt_bench.commands.command import Arguments, command
-from overopt_bench.commands.requests import RunRequest, SweepRequest
+from overopt_bench.commands.requests import RunRequest, SweepRequest, Working
 from overopt_bench.commands.settings import make_runtime, read_options
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, resolve
@@ -145,7 +145,7 @@ def test_a_type_checker_knows_the_arguments(tmp_path: Path) -> None:
         "api.run(eval_image=3)\n"
         "api.run(eval_images='3')\n"
         "api.sweep(algo='ddpo', proxy='aesthetic', precision='float8')\n"
-        "api.sweep(algo='ddpo')\n"
+        "api.sweep(algo='ddpo', executor='pbs')\n"
         "bad: int = api.run()\n"
     )
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--hide-error-context", str(file)]
@@ -202,4 +202,6 @@ def test_requests_differ_in_nothing_but_what_a_sweep_multiplies() -> None:
     def own(request: type[BaseModel], *without: str) -> dict[str, str]:
         return {k: repr(v) for k, v in request.model_fields.items() if k not in without}
 
-    assert own(RunRequest, "algo", "proxy", "seed") == own(SweepRequest, "algo", "proxy", "seeds")
+    assert own(RunRequest, "algo", "proxy", "seed") == own(
+        SweepRequest, "algo", "proxy", "seeds", *Working.model_fields
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overopt_bench import registry
+from overopt_bench import announced
 from overopt_bench.errors import UserError
 from overopt_bench.plugins import load_plugin, probe_reward
 from overopt_bench.registry import Registry, get_reward, get_suite, register_reward, register_suite, rewards, suites
@@ -69,7 +69,7 @@ def test_unknown_names_get_the_nearest_and_all(tiny: Path) -> None:
 
 
 def test_without_an_installation_the_error_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    monkeypatch.setattr(announced, "entry_points", lambda group: [])
     with pytest.raises(UserError, match=r"run `pip install -e \.`"):
         Registry[Suite]("suite", "Suite").get("mini")
 
@@ -79,7 +79,7 @@ def test_a_broken_entry_point_hurts_nobody_else(monkeypatch: pytest.MonkeyPatch)
         EntryPoint("bad", "no_such_module_anywhere", "overopt_bench.suites"),
         EntryPoint("sd14", "overopt_bench.suites.stable_diffusion:SD14", "overopt_bench.suites"),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(announced, "entry_points", lambda group: points)
     fresh: Registry[Suite] = Registry("suite", "Suite")
     assert fresh.get("sd14").name == "sd14"  # an entry point may also name a class that another registry decorated
     with pytest.raises(UserError, match="'bad' does not import: ModuleNotFoundError"):

@@ -19,7 +19,7 @@ from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.statistics import Estimate
 from overopt_bench.report.tables import overoptimization_table, summary_table
-from overopt_bench.report.verdicts import verdicts
+from overopt_bench.report.verdicts import comparisons, verdicts
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_overoptimization_is_told_from_improvement(results: Path) -> None:
 
 def test_verdict_names_the_better_one_with_its_interval(results: Path) -> None:
     (group,) = group_runs(find_runs([results]))
-    (verdict,) = verdicts(group)
+    (verdict,) = verdicts(group, comparisons(group))
     assert (
         verdict.shown
         and "TDPO-R keeps 0.30" in verdict.text
@@ -129,7 +129,7 @@ def test_verdict_names_the_better_one_with_its_interval(results: Path) -> None:
 def test_no_verdict_with_fewer_than_three_seeds(results: Path) -> None:
     shutil.rmtree(results / "mini" / "aesthetic" / "ddpo" / "seed2")
     (group,) = group_runs(find_runs([results]))
-    (verdict,) = verdicts(group)
+    (verdict,) = verdicts(group, comparisons(group))
     assert not verdict.shown and "no verdict" in verdict.text
 
 
@@ -139,7 +139,7 @@ def test_no_difference_is_called_none(tmp_path: Path) -> None:
         copy = write_run(tmp_path, "tdpo_r", seed=seed)
         shutil.copy(tmp_path / "mini/aesthetic/ddpo" / f"seed{seed}" / "metrics.jsonl", copy / "metrics.jsonl")
     (group,) = group_runs(find_runs([tmp_path]))
-    (verdict,) = verdicts(group)
+    (verdict,) = verdicts(group, comparisons(group))
     assert not verdict.shown and "no difference" in verdict.text
 
 

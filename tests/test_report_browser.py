@@ -120,7 +120,7 @@ def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path, monke
         assert f"Start, peak and end, trained on {text}" in shown
         assert any(line.startswith(f"ddpo [{text}] on {text} (1 seed): ") for line in shown)
     assert browser.execute_script("return window.ran") is None
-    strange = "iframe, a, svg, base, body style, body link, body meta, img:not([src^='data:']), [onerror], [onload]"
+    strange = "iframe, a, svg, base, body style, body link, body meta, img:not([src^='data:']):not([src^='figures/']), [onerror], [onload]"
     assert browser.execute_script(f'return document.querySelectorAll("{strange}").length') == 0
     assert browser.execute_script("return document.scripts.length") == 2  # the filmstrip's data and the page's own
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
@@ -142,3 +142,27 @@ def test_the_policy_stops_what_escaping_would_have_missed(browser, tmp_path: Pat
     assert len(browser.find_elements("css selector", ".row .now img")) == 1  # the page's own script and styles work
     key = "return getComputedStyle(document.querySelector('.key')).backgroundColor"
     assert browser.execute_script(key) == "rgb(0, 114, 178)"
+
+
+def test_a_long_table_is_filtered_and_linked_figures_load(browser, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(report.page, "LONG", 3)
+    monkeypatch.setattr(report.page, "ROOM", 0)
+    for seed in range(3):
+        for algo in ("ddpo", "tdpo_r"):
+            write_run(tmp_path / "results", algo, seed=seed)
+    browser.get(build_report([tmp_path / "results"], tmp_path / "report").as_uri())
+    shown = """
+        const table = document.querySelector("#runs details.table"), field = table.querySelector(".filter");
+        field.value = "TDPO_R seed1";
+        field.dispatchEvent(new Event("input"));
+        return [[...table.querySelector("tbody").rows].filter((row) => !row.hidden).length,
+                table.querySelector(".count").textContent, table.open];
+    """
+    assert browser.execute_script(shown) == [1, "1 of 6", False]
+    loaded = """
+        const done = arguments[0], image = document.querySelector("figure img[src^='figures/']");
+        image.loading = "eager";
+        image.decode().then(() => done(image.naturalWidth > 0), () => done(false));
+    """
+    assert browser.execute_async_script(loaded) is True
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []

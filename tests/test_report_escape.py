@@ -15,7 +15,7 @@ from hostile import HOSTILE
 from overopt_bench.report import build_report, curves, layout
 from overopt_bench.report.cells import write
 from overopt_bench.report.escape import file_name, latex_text, markdown_text
-from overopt_bench.report.filmstrip import filmstrips
+from overopt_bench.report.filmstrip import Album, filmstrips
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.statistics import Estimate
@@ -82,7 +82,7 @@ def test_a_records_names_write_and_read_nothing_outside(tmp_path: Path) -> None:
     build_report([tmp_path / "results"], tmp_path / "report")
     assert {*tmp_path.iterdir()} - before == {tmp_path / "report"}
     assert all(path.is_relative_to(tmp_path / "report") for path in tmp_path.rglob("*up*"))
-    (strip,) = filmstrips(group_runs(find_runs([tmp_path / "results"]))[0])
+    (strip,) = filmstrips(group_runs(find_runs([tmp_path / "results"]))[0], Album())
     assert [frame["queries"] for frame in strip["prompts"][0]["rows"][0]["frames"]] == [100, 200, 300, 400]
 
 
@@ -90,10 +90,12 @@ def test_a_records_names_write_and_read_nothing_outside(tmp_path: Path) -> None:
     "change", [{"columns": 0}, {"cell": 10**6}, {"cell": -1}, {"cell": "x"}, {"image_file": "a\0"}]
 )
 def test_a_row_that_points_nowhere_costs_its_frame(tmp_path: Path, change: dict[str, object]) -> None:
-    (run,) = find_runs([write_run(tmp_path).parent])
-    run.of("scores")[1].update(change)
-    (group,) = group_runs([run])
-    (strip,) = filmstrips(group)
+    metrics = write_run(tmp_path) / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    next(line for line in lines if line["event"] == "scores" and line["queries"] == 100).update(change)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = group_runs(find_runs([tmp_path]))
+    (strip,) = filmstrips(group, Album())
     assert [frame["queries"] for frame in strip["prompts"][0]["rows"][0]["frames"]] == [0, 200, 300, 400]
 
 

@@ -8,11 +8,11 @@ import pytest
 from fake_runs import write_run
 
 from overopt_bench.report import build_report, curves
-from overopt_bench.report.filmstrip import filmstrips, stills
+from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.tables import overoptimization_table, scaling_table, summary_table
-from overopt_bench.report.verdicts import findings, verdicts
+from overopt_bench.report.verdicts import comparisons, findings, outcomes, verdicts
 
 FALLS, RISES = (0.0, 1.0, 2.0, 1.5, 1.0), (0.0, 0.1, 0.2, 0.3, 0.4)
 
@@ -50,7 +50,7 @@ def test_an_asked_gold_has_its_rows(asked: Group) -> None:
 
 
 def test_an_asked_gold_has_its_verdict(asked: Group) -> None:
-    texts = [verdict.text for verdict in verdicts(asked)]
+    texts = [verdict.text for verdict in verdicts(asked, comparisons(asked))]
     (gold,), (truth,) = ([text for text in texts if word in text] for word in ("gold (imagereward)", "truth (human)"))
     assert "DDPO keeps 0.60" in gold and "than TDPO-R" in gold
     assert "TDPO-R keeps 0.30" in truth and "than DDPO" in truth
@@ -58,19 +58,20 @@ def test_an_asked_gold_has_its_verdict(asked: Group) -> None:
 
 def test_what_happened_to_an_asked_gold_is_said(tmp_path: Path) -> None:
     write_run(tmp_path, "ddpo", gold=("imagereward", "human"), others={"imagereward": FALLS})
-    (gold, truth) = (finding.text for finding in findings(one_group(tmp_path)))
+    group = one_group(tmp_path)
+    (gold, truth) = (finding.text for finding in findings(group, outcomes(group)))
     assert gold.startswith("DDPO on aesthetic (1 seed): the gold imagereward went from ")
     assert "after 200 queries" in gold and gold.endswith("The gold rose and fell from there: overoptimized.")
     assert "the truth human" in truth
 
 
 def test_pictures_are_captioned_with_every_gold(asked: Group) -> None:
-    (strip,) = filmstrips(asked)
+    (strip,) = filmstrips(asked, Album())
     assert strip["rewards"] == ["proxy aesthetic", "gold imagereward", "truth human"]
     frame = strip["prompts"][0]["rows"][0]["frames"][2]
-    scores = asked.of("aesthetic", "ddpo")[0].of("scores")[2]["scores"]
-    assert frame["scores"] == [round(scores[name][0], 3) for name in ("aesthetic", "imagereward", "human")]
-    shown = stills(asked, "aesthetic")["ddpo"]
+    point = asked.of("aesthetic", "ddpo")[0].points["train"][2]
+    assert frame["scores"] == [round(point.of(name)[0], 3) for name in ("aesthetic", "imagereward", "human")]
+    shown = stills(asked, "aesthetic", Album())["ddpo"]
     assert [still.when for still in shown[:4]] == ["start", "peak of imagereward", "peak of human", "end"]
     assert shown[1].queries == 200 and [*shown[1].golds] == ["imagereward", "human"]
 
@@ -103,7 +104,7 @@ def test_a_gold_that_is_a_runs_proxy_is_no_gold_for_it(tmp_path: Path) -> None:
 def test_a_run_whose_only_gold_is_its_proxy_says_that_nothing_was_held_out(tmp_path: Path) -> None:
     write_run(tmp_path, "ddpo", proxy="human")
     group = one_group(tmp_path)
-    assert group.golds("human") == [] and findings(group) == [] and len(summary_table(group)) == 0
+    assert group.golds("human") == [] and outcomes(group) == [] and len(summary_table(group)) == 0
     html = build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
     assert "no other reward was held out as gold" in html
 

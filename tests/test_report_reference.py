@@ -15,7 +15,7 @@ from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.reference import with_reference
 from overopt_bench.report.tables import reference_table
-from overopt_bench.report.verdicts import findings, verdicts
+from overopt_bench.report.verdicts import comparisons, findings, outcomes, verdicts
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -89,13 +89,14 @@ def test_a_larger_budget_is_drawn_whole_and_compared_where_both_have_numbers(che
     rows = reference_table(group).set_index(["gold", "algorithm"])
     assert rows.loc[("imagereward", "tdpo_r"), "gold there"].value == pytest.approx(2, abs=0.1)
     assert rows.loc[("imagereward", "tdpo_r, reference"), "gold there"].value == pytest.approx(4, abs=0.1)
-    assert [finding.reference for finding in findings(group)] == [False, False, True, True, True, True]
+    assert [finding.reference for finding in findings(group, outcomes(group))] == [False, False, True, True, True, True]
 
 
 def test_three_own_seeds_have_a_verdict_against_each_reference(checkout: Path) -> None:
     for seed in range(3):
         newcomer(checkout, seed=seed, budget=800, points=(0, 200, 400, 600, 800))
-    texts = [verdict.text for verdict in verdicts(beside(checkout)[0])]
+    group = beside(checkout)[0]
+    texts = [verdict.text for verdict in verdicts(group, comparisons(group))]
     (text,) = (text for text in texts if "gold (imagereward)" in text and "DDPO" in text)
     assert "DDPO (reference) keeps 2.0" in text and "than TDPO-R after 400 queries" in text
 

@@ -53,7 +53,7 @@ def test_the_page_lists_runs_whose_sessions_differ_and_no_others(tmp_path: Path)
     write_run(tmp_path, "ddpo", seed=0, sessions=[FIRST, resumed(200, git="bbb")])
     write_run(tmp_path, "ddpo", seed=1, sessions=[FIRST, resumed(200)])
     html = build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
-    section = html.split("Runs whose sessions differ")[1].split("</section>")[0]
+    section = html.split("Runs whose sessions differ", 1)[1].split("</section>")[0]
     assert "aaa, then bbb from query 200" in section and "seed0" in section and "seed1" not in section
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("overopt_bench", "algorithms", "rewards", "tests", ".ci")
+FOLDERS = ("overopt_bench", "algorithms", "rewards", "tests", "benchmarks", ".ci")
 FILE, FUNCTION = 300, 60  # lines
 
 

@@ -134,7 +134,7 @@ def test_every_failure_says_so_and_keeps_what_was_done(
     (file,) = (tmp_path / "cut").rglob("status.json")
     status = json.loads(file.read_text())
     assert (status["state"], status["queries"]) == (state, 64) and str(error) in status["reason"]
-    assert not list(file.parent.glob(".heartbeat"))
+    assert not list(file.parent.glob(".claim-*"))
     assert events(run(tmp_path / "cut", eval_points=2)) == events(whole)
     assert [session["queries"] for session in read_sessions(file.parent)] == [0, 64]
 
@@ -161,12 +161,12 @@ def test_a_stop_in_an_evaluation_gives_it_up(tmp_path: Path, monkeypatch: pytest
     """After its first split; the state before it is saved and the resumed run repeats it."""
     call, calls = Evaluator.__call__, [0]
 
-    def stopping(self: Any) -> Any:
+    def stopping(self: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == 2:
             draw = self.sampler.draw
             monkeypatch.setattr(self.sampler, "draw", lambda *a, **k: (draw(*a, **k), signal.raise_signal(2))[0])
-        return call(self)
+        return call(self, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "__call__", stopping)
@@ -214,8 +214,8 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     while process.poll() is None and not list((folder / "checkpoint").glob("*.pt") if folder.exists() else []):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
     assert "overopt-bench run --config" in out and "Traceback" not in err
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
@@ -232,7 +232,7 @@ def test_ctrl_c_in_the_last_evaluation_is_not_lost(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(train._Session, "_evaluate", interrupted)
     with pytest.raises(Stopped) as stopped:
         run(tmp_path, **SHORT)
-    assert stopped.value.code == 130
+    assert stopped.value.code == 75
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "complete"
 

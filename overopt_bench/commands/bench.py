@@ -61,7 +61,7 @@ def bench(options: Options) -> dict[str, Any]:
     evaluator = Evaluator.of_policy(
         policy, suite, scorers, config.training_prompts(suite), images=config.eval_images, eval_seed=config.eval_seed
     )
-    evaluation = _seconds(evaluator, policy.device) * config.eval_points
+    evaluation = _evaluation_seconds(evaluator, policy, config.eval_points)
     for row in rows.values():
         row["default_run_seconds"] = evaluation + row["seconds_per_query"] * config.budget
         row["evaluation_share"] = evaluation / row["default_run_seconds"]
@@ -87,13 +87,27 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Peak memory {result['peak_mb']:.0f} MB; {result['threads']} threads."])
 
 
-def _bare(parts: Assembly, proxy: Reward, n: int) -> Callable[[], None]:
-    """The passes alone that a round of n images takes by the algorithm's own account, on fixed inputs."""
+def bare_passes(parts: Assembly, proxy: Reward, n: int, updates: int) -> Callable[[], None]:
+    """Give the passes alone that a round takes by the algorithm's own account, on random inputs.
+
+    They have the round's micro-batches, which do not reach across its optimizer steps, and leave no gradient behind.
+
+    Args:
+        parts: the run.
+        proxy: its reward, whose cost is part of the bare one.
+        n: images of a round.
+        updates: optimizer steps of a round.
+    """
     policy, algorithm = parts.policy, parts.algorithm
     image, micro = algorithm.cost(algorithm.params, policy.num_steps), algorithm.ctx.micro_batch
     prompts = list(algorithm.ctx.prompts)
     predicted, trained, encoded = (round(n * each) for each in (image.predicted, image.trained, image.encoded))
+    times, rest = divmod(predicted, trained) if trained else (0, predicted)  # of each trained latent, and others
     kept = round(image.backpropagated)
+
+    def forget() -> None:
+        for p in policy.trainable():
+            p.grad = None
 
     def passes() -> None:
         for x, own in _inputs(policy, prompts, n, micro if kept else policy.micro_batch):
@@ -107,15 +121,26 @@ def _bare(parts: Assembly, proxy: Reward, n: int) -> Callable[[], None]:
                 scores = proxy(policy.decode(x), own)
             if kept:
                 scores.sum().backward()
+        forget()
         with torch.no_grad():
-            for x, own in _inputs(policy, prompts, predicted, micro):
-                _unet(policy, x, own)
+            for rows in [*[trained] * times, rest]:
+                for share in _shares(rows, updates):
+                    for x, own in _inputs(policy, prompts, share, micro):
+                        _unet(policy, x, own)
             for x, _ in _inputs(policy, prompts, encoded, micro):
                 algorithm.ctx.encoder(policy.decode(x))
-        for x, own in _inputs(policy, prompts, trained, micro):
-            _unet(policy, x, own).sum().backward()
+        policy.network.recompute_blocks(algorithm.ctx.checkpoint)
+        for share in _shares(trained, updates):
+            for x, own in _inputs(policy, prompts, share, micro):
+                _unet(policy, x, own).sum().backward()
+            forget()
 
     return passes
+
+
+def _shares(n: int, updates: int) -> list[int]:
+    """How many of n rows each of the optimizer steps takes."""
+    return [len(rows) for rows in torch.arange(n).tensor_split(updates)]
 
 
 def _inputs(policy: DiffusionPolicy, prompts: list[str], n: int, micro: int) -> Iterator[tuple[Tensor, list[str]]]:
@@ -138,19 +163,26 @@ def _unet(policy: DiffusionPolicy, x: Tensor, prompts: list[str]) -> Tensor:
     return torch.as_tensor(out[:n].float())
 
 
+def steady_round(parts: Assembly) -> Callable[[], dict[str, float]]:
+    """Give what takes one round of the algorithm and returns its metrics; each has the whole budget before it."""
+
+    def one_round() -> dict[str, float]:
+        parts.budget.queries = 0
+        return parts.algorithm.step()
+
+    return one_round
+
+
 def _compare(parts: Assembly, proxy: Reward) -> dict[str, float]:
     device, on_gpu = parts.policy.device, parts.policy.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
 
-    def one_round() -> None:
-        parts.budget.queries = 0  # each round has the whole budget before it
-        parts.algorithm.step()
-
-    one_round()  # warm up
+    one_round = steady_round(parts)
+    updates = int(one_round().get("optimizer_steps", 1))  # the first one warms up
     queries = parts.budget.queries
     gpu_mb = torch.cuda.max_memory_allocated(device) / 1e6 if on_gpu else 0.0
-    bare = _bare(parts, proxy, queries)
+    bare = bare_passes(parts, proxy, queries, updates)
     bare()
     own, alone = [], []
     for _ in range(ROUNDS):
@@ -159,6 +191,16 @@ def _compare(parts: Assembly, proxy: Reward) -> dict[str, float]:
     mine, floor = statistics.median(own), statistics.median(alone)
     ratio = statistics.median(a / b for a, b in zip(own, alone, strict=True))
     return {"seconds_per_query": mine, "bare": floor, "ratio": ratio, "gpu_mb": gpu_mb}
+
+
+def _evaluation_seconds(evaluator: Evaluator, policy: DiffusionPolicy, points: int) -> float:
+    """All evaluations of a run: the start, where there is no distance to measure, those between, and the end."""
+    start = _seconds(evaluator, policy.device)
+    with torch.no_grad():  # a policy that has trained is no longer the base model
+        for parameter in policy.trainable():
+            parameter.add_(1e-4)
+    between = _seconds(partial(evaluator, whole=False), policy.device)
+    return start + (points - 2) * between + _seconds(evaluator, policy.device)
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:

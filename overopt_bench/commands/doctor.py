@@ -8,17 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from overopt_bench.commands.sample import read_config
 from overopt_bench.compute.runtime import Runtime
-from overopt_bench.diffusion.policy import PRECISIONS
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
+from overopt_bench.recording.identity import read_config
 from overopt_bench.recording.provenance import versions
 from overopt_bench.recording.sessions import read_sessions, session_differences
 from overopt_bench.registry import algorithms, get_suite, rewards
-from overopt_bench.sizing.costs import costs, run_flops
-from overopt_bench.sizing.micro_batch import needs
 from overopt_bench.types import Suite
 from overopt_bench.weights import Repo, Weights, digest
 
@@ -179,6 +175,10 @@ def _expected(diagnosis: Diagnosis, suite: Suite, runtime: Runtime) -> None:
     architecture = suite.architecture()
     if architecture is None:
         return
+    from overopt_bench.diffusion.policy import PRECISIONS
+    from overopt_bench.sizing.costs import costs, run_flops
+    from overopt_bench.sizing.micro_batch import needs
+
     precision, defaults = suite.defaults.precision, suite.defaults
     cost = costs(architecture.unet, architecture.vae, PRECISIONS[precision], architecture.text_parameters)
     guided = defaults.guidance_scale != 1

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from torch import Tensor
-
-from overopt_bench.commands.sample import Drawing, plan, read_config, trained_policy
+from overopt_bench.commands.sample import Drawing, plan, trained_policy
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
-from overopt_bench.evaluation.sampler import PolicySampler
-from overopt_bench.evaluation.splits import Split
+from overopt_bench.lazy import torch
 from overopt_bench.prompts.tidy import tidy
+from overopt_bench.recording.identity import read_config
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
-from overopt_bench.report.statistics import paired_difference
 from overopt_bench.types import Reward, Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from overopt_bench.evaluation.splits import Split
 
 
 def assess(
@@ -58,6 +58,10 @@ def assess(
             print("warning:", note, file=sys.stderr, flush=True)
     asked = _judging(names, evaluated_rewards(suite, config.proxy, config.gold), shown, suite)
     drawings = plan(shown, count, seed)
+    # what computes is imported only now, when nothing can be refused any more
+    from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
+    from overopt_bench.evaluation.sampler import PolicySampler
+
     loaded = {name: get_reward(name, suite) for name in asked}
     policy = trained_policy(run, config, suite, runtime, loaded.values())
     evaluator = Evaluator.of_policy(
@@ -72,9 +76,26 @@ def assess(
         )
     except FloatingPointError as error:
         raise RunError(f"{error}, in {config.precision}") from None
-    roles = {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")}
+    return _table(asked, before, after, {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")})
+
+
+def _table(
+    names: Sequence[str], before: Mapping[str, Tensor], after: Mapping[str, Tensor], roles: Mapping[str, str]
+) -> pd.DataFrame:
+    """Return a row for each reward, as ``assess`` describes it.
+
+    Args:
+        names: of the rewards, in the order of the rows.
+        before: the scores ``[B]`` of the base model's images, by reward.
+        after: those of the policy's, from the same noise.
+        roles: what each reward is in the run, by its name.
+    """
+    import pandas as pd
+
+    from overopt_bench.report.statistics import paired_difference
+
     rows = []
-    for name in asked:
+    for name in names:
         base, tuned = before[name].cpu().numpy(), after[name].cpu().numpy()
         change = paired_difference(tuned, base)
         rows.append({
@@ -86,6 +107,8 @@ def assess(
 
 def _as_split(drawings: Sequence[Drawing], shape: Sequence[int]) -> Split:
     """The images that ``sample`` would draw, as an evaluation draws them."""
+    from overopt_bench.evaluation.splits import Split
+
     noise = torch.stack([drawing.noise(shape[0] - 1, shape[1:]) for drawing in drawings], 1)
     return Split("given", tuple(d.prompt for d in drawings), tuple(d.index for d in drawings), noise)
 

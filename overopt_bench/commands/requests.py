@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -61,12 +61,35 @@ class RunRequest(Runtime, Recording, Sources, RunSettings, RunIdentity):
 class Grid(BaseModel):
     """The runs of a sweep: every algorithm on every proxy with every seed."""
 
-    algo: str = Field(description="Algorithms, separated by commas.", json_schema_extra={"metavar": "A,B"})
-    proxy: str = Field(description="Proxy rewards, separated by commas.", json_schema_extra={"metavar": "P,Q"})
+    algo: str = option("Algorithms, separated by commas.", metavar="A,B")
+    proxy: str = option("Proxy rewards, separated by commas.", metavar="P,Q")
     seeds: str = option("Seeds, such as 0-4 or 0,2,7.", "0-4")
 
 
-class SweepRequest(Runtime, Recording, Sources, RunSettings, Grid):
+class Working(BaseModel):
+    """How the runs of a sweep are worked off: side by side here, one by its index, or on a cluster."""
+
+    jobs: int | None = option(
+        "Runs side by side, each a process with one thread; 1 is one after the other with all threads.", None,
+        source="one a core, or one a GPU", ge=1,
+    )  # fmt: skip
+    grid: Path | None = option("Take the runs from a file that --write made, settings and all.", None, metavar="FILE")
+    write: Path | None = option("Freeze the runs and their order in a new file; run none.", None, metavar="FILE")
+    list: bool = option("Print index, state and command of each run; run none.", False)
+    index: int | None = option(
+        "Run the one with this index, counted from 0.", None, source="SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX", ge=0
+    )
+    executor: Literal["local", "slurm"] = option("Who works off the runs: this machine or an array of jobs.", "local")
+    dry_run: bool = option("With --executor slurm: print the batch script; submit nothing.", False)
+    emit: Literal["kubernetes"] | None = option("Print a manifest that works off the runs; run none.", None)
+    resource: Names = option(
+        "What each job asks of the cluster, such as time=4:00:00 or gres=gpu:1; may be repeated.",
+        (),
+        metavar="NAME=VALUE",
+    )
+
+
+class SweepRequest(Working, Runtime, Recording, Sources, RunSettings, Grid):
     """What ``sweep`` takes."""
 
 

@@ -11,6 +11,7 @@ from overopt_bench.commands.command import Arguments
 from overopt_bench.commands.requests import Recording
 from overopt_bench.commands.settings import Options, probe, read_options
 from overopt_bench.config import RunConfig, warnings
+from overopt_bench.recording.identity import refuse_another_configuration
 
 
 def run_one(arguments: Arguments) -> Path:
@@ -22,9 +23,11 @@ def run_one(arguments: Arguments) -> Path:
     """
     options, given = read_options(arguments), arguments.given
     config = options.config(given.get("algo"), given.get("proxy"), given.get("seed"))
+    recording = arguments.make(Recording)
+    refuse_another_configuration(config.folder(recording.out), config)
     announce(options, [config])
     probe(config, options.runtime)
-    return start(config, options, arguments.make(Recording))
+    return start(config, options, recording)
 
 
 def announce(options: Options, configs: Sequence[RunConfig]) -> None:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from PIL import Image
-from torch import Generator, Tensor
+from typing import TYPE_CHECKING
 
 from overopt_bench.compute.runtime import Runtime
-from overopt_bench.config import RunConfig
 from overopt_bench.diffusion.adapter import adapter_file
-from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import RunError, UserError
 from overopt_bench.files import atomic
+from overopt_bench.lazy import torch
+from overopt_bench.recording.identity import read_config
 from overopt_bench.registry import get_suite
 from overopt_bench.seeding import stable_seed
-from overopt_bench.sizing import micro_batch
 from overopt_bench.text import csv_text
 from overopt_bench.types import Reward, Suite
 from overopt_bench.weights import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overopt_bench.config import RunConfig
+    from overopt_bench.diffusion.policy import DiffusionPolicy
 
 INDEX = "index.csv"
 COLUMNS = ("file", "prompt", "seed", "index", "torch_seed", "run")
@@ -47,21 +48,8 @@ class Drawing:
 
     def noise(self, steps: int, shape: Sequence[int]) -> Tensor:
         """``[steps + 1, *shape]``: the initial latent and then each step's, as diffusers draws them from a generator."""
-        generator = Generator().manual_seed(self.torch_seed)
+        generator = torch.Generator().manual_seed(self.torch_seed)
         return torch.stack([torch.randn(tuple(shape), generator=generator) for _ in range(steps + 1)])
-
-
-def read_config(run: Path) -> RunConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        UserError: where the folder is no run.
-    """
-    try:
-        content = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        return RunConfig(**content["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None
 
 
 def plan(prompts: Sequence[str], count: int, seed: int) -> list[Drawing]:
@@ -104,6 +92,9 @@ def trained_policy(
     """
     if not adapter_file(run / "adapter").exists():  # before the base model is loaded
         raise UserError(f"{run} has no adapter; a run saves it at its first evaluation")
+    from overopt_bench.diffusion.policy import DiffusionPolicy
+    from overopt_bench.sizing import micro_batch
+
     pipeline = suite.pipeline()
     fitting = runtime.micro_batch or micro_batch.choose_sampling(
         pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device
@@ -127,11 +118,13 @@ def sample_images(policy: DiffusionPolicy, drawings: Sequence[Drawing]) -> Itera
     Raises:
         RunError: for images that are not finite.
     """
+    from overopt_bench.evaluation.sampler import PolicySampler  # it needs torch, and a refusal does not
+
     for start in range(0, len(drawings), policy.micro_batch):
         part = drawings[start : start + policy.micro_batch]
         noise = torch.stack([drawing.noise(policy.num_steps, policy.latent_shape) for drawing in part], 1)
         try:
-            yield part, policy.sample(noise, [drawing.prompt for drawing in part])[0].images
+            yield part, PolicySampler(policy).draw(noise, [drawing.prompt for drawing in part], with_kl=False).images
         except FloatingPointError as error:
             raise RunError(f"{error}, in {str(policy.dtype).removeprefix('torch.')}") from None
 
@@ -145,6 +138,8 @@ def draw(run: Path, prompts: Sequence[str], count: int, seed: int, out: Path, ru
     """
     config, drawings = read_config(run), plan(prompts, count, seed)
     read_index(out / INDEX)  # refuses another table before anything is drawn
+    from PIL import Image  # only now, when nothing can be refused any more
+
     policy = trained_policy(run, config, get_suite(config.suite, runtime.weights, config.model), runtime)
     origin = f"{config.config_hash()} {digest(adapter_file(run / 'adapter'))}"
     rows = {}

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING
 
 from overopt_bench.errors import UserError
-from overopt_bench.pictures import read_picture
+from overopt_bench.lazy import torch
 from overopt_bench.registry import get_reward, rewards
 from overopt_bench.types import Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = 64
 
 
-@torch.no_grad()
 def score(
     names: Sequence[str], prompt: str, paths: Sequence[Path], suite: Suite, device: str
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -39,6 +39,10 @@ def score(
     for cls in classes.values():
         if cls.needs_prompt:
             cls.check_prompts([prompt], suite.resources)
+    import pandas as pd
+
+    from overopt_bench.pictures import read_picture
+
     pictures, good, complaints = [], [], []
     for path in paths:
         try:
@@ -51,6 +55,7 @@ def score(
         reward, values = get_reward(name, suite), []
         for k in range(0, len(good), BATCH):
             part = pictures[k : k + BATCH]
-            values += reward.score_pictures(part, [prompt] * len(part), suite.image_size, device).tolist()
+            with torch.no_grad():
+                values += reward.score_pictures(part, [prompt] * len(part), suite.image_size, device).tolist()
         table[name] = values
     return pd.DataFrame(table), complaints

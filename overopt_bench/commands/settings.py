@@ -9,6 +9,7 @@ from typing import Any
 
 from overopt_bench.commands.command import Arguments, checked
 from overopt_bench.commands.requests import Sources
+from overopt_bench.compute.cards import cards
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, check_prompts, parse_set, read_config_file, resolve
 from overopt_bench.errors import UserError
@@ -53,16 +54,12 @@ def choose_device(name: str | None) -> str:
     Raises:
         UserError: for a device that does not exist here.
     """
-    import torch
-
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if cards() else "cpu"
     kind, _, index = name.partition(":")
     if name == "cpu" or (kind == "cuda" and (not index or index.isdigit())):
-        if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use --device cpu"
-            )
+        if kind == "cuda" and int(index or 0) >= cards():
+            raise UserError(f"--device {name}: torch finds {cards()} CUDA devices here; use --device cpu")
         return name
     raise UserError(f"--device {name}: allowed are cpu, cuda and cuda:N")
 
@@ -154,8 +151,12 @@ class Options:
         return checked(Runtime, {**self.recommended, **own, **asked})
 
 
-def read_options(arguments: Arguments) -> Options:
+def read_options(arguments: Arguments, elsewhere: bool = False) -> Options:
     """Load plugins, presets and files, choose suite and device. The command line wins over the file, that over presets.
+
+    Args:
+        arguments: what the user gave.
+        elsewhere: whether runs are computed on another machine, whose devices are not known here.
 
     Raises:
         UserError: for whatever is wrong with them.
@@ -168,7 +169,7 @@ def read_options(arguments: Arguments) -> Options:
     from_file = file.pop("plugin", None) or []
     plugins = load_plugins([*([from_file] if isinstance(from_file, str) else from_file), *sources.plugin])
     values = {**presets, **file, **arguments.of(RunSettings, RunFolder, Runtime)}
-    runtime = make_runtime({name: values.pop(name) for name in Runtime.model_fields if name in values})
+    runtime = make_runtime({name: values.pop(name) for name in Runtime.model_fields if name in values}, elsewhere)
     if sources.prompts is not None:
         values["train_prompts"] = str(sources.prompts)
     notes = _read_prompts(values, sources.prompt_column)
@@ -200,11 +201,17 @@ def probe(config: RunConfig, runtime: Runtime) -> None:
     probe_foreign_metrics(suite, evaluated, config.training_prompts(suite), config.num_steps)
 
 
-def make_runtime(values: Mapping[str, Any]) -> Runtime:
+def make_runtime(values: Mapping[str, Any], elsewhere: bool = False) -> Runtime:
     """Return where and how fast to compute: what a user gave of ``Runtime``, on a device that exists.
+
+    Args:
+        values: what the user gave.
+        elsewhere: whether the device that the user names is another machine's.
 
     Raises:
         UserError: for a device that does not exist here, or a value out of range.
     """
     runtime = checked(Runtime, values)
+    if elsewhere and values.get("device"):
+        return runtime
     return checked(Runtime, {**runtime.model_dump(exclude_unset=True), "device": choose_device(values.get("device"))})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from overopt_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TIE_UNITS = 4  # differences of this many roundings are what one reward gives for one image in two batches
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from overopt_bench.compute.processes import World
+from overopt_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 MAX_SKIPPED = 10  # steps in a row: float16's loss scale has been halved as often by then, and it is no longer the cause
 

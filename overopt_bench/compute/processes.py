@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from overopt_bench.errors import DriftError, RunError, UserError
+from overopt_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # the slowest thing that others wait for: the writer's evaluation images and checkpoint
@@ -88,7 +88,7 @@ class World:
                 padding = tensor.new_zeros((max(lengths) - len(tensor), *tensor.shape[1:]))
                 padded = torch.cat([tensor, padding]) if len(padding) else tensor
                 received = [torch.empty_like(padded) for _ in lengths]
-                dist.all_gather(received, padded)
+                torch.distributed.all_gather(received, padded)
                 yield torch.cat([part[:k] for part, k in zip(received, lengths, strict=True)])
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class World:
             return tensor
         with _peers_alive():
             total = tensor.detach().to(self.device, copy=True)
-            dist.all_reduce(total)
+            torch.distributed.all_reduce(total)
             return total.to(tensor.device)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -130,7 +130,7 @@ class World:
             except Exception as error:  # the others must not wait for what will never come
                 failure, box[1] = error, 2 if isinstance(error, UserError) else 1
         with _peers_alive():
-            dist.broadcast_object_list(box, src=0, device=self.device)
+            torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         if failure is not None:
             raise failure
         if box[1] is not None:
@@ -149,7 +149,7 @@ class World:
         own = torch.stack([p.detach().double().sum() for p in parameters]).to(self.device)
         with _peers_alive():
             first = own.clone()
-            dist.broadcast(first, src=0)
+            torch.distributed.broadcast(first, src=0)
         if self.any(not torch.equal(first, own)):
             raise DriftError(
                 "the processes hold different weights: an algorithm must update them with overopt_bench.compute.optimizer.Optimizer,"
@@ -169,8 +169,8 @@ def join_world(device: str) -> World:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
+    if not torch.distributed.is_initialized():
         with _peers_alive():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
-        atexit.register(dist.destroy_process_group)
-    return World(dist.get_rank(), size, device)
+            torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+        atexit.register(torch.distributed.destroy_process_group)
+    return World(torch.distributed.get_rank(), size, device)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from overopt_bench.errors import UserError
 from overopt_bench.files import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # every attention of the U-Net, as in trl's DDPO
 PREFIX = "unet."  # diffusers' name of the part that the weights belong to
@@ -28,6 +26,10 @@ def write_lora(folder: Path, weights: dict[str, Tensor], *, rank: int, alpha: in
     Raises:
         OSError: where it cannot be written; a file that was there before is then left as it was.
     """
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from safetensors.torch import save
+
     layers = {PREFIX + key: value.contiguous() for key, value in convert_state_dict_to_diffusers(weights).items()}
     facts = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets), "rank_pattern": {}, "alpha_pattern": {}}
     # a single entry, for safetensors writes several in any order; bytes, for its versions differ in the permissions and the
@@ -45,6 +47,10 @@ def read_lora(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: where there is none, or its file is damaged.
     """
+    from diffusers.utils import convert_unet_state_dict_to_peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     path = adapter_file(folder)
     try:
         found = load(path.read_bytes())
@@ -57,6 +63,8 @@ def read_lora(folder: Path) -> dict[str, Tensor]:
 
 def adapter_file(folder: Path) -> Path:
     """Where the LoRA stands in ``folder``."""
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
     return folder.joinpath(LORA_WEIGHT_NAME_SAFE)
 
 

@@ -75,6 +75,11 @@ class Copies:
         for copy, current in zip(self[name], self.current, strict=True):
             copy.lerp_(current, 1 - decay)  # exact at both ends
 
+    def idle(self) -> bool:
+        """Say whether the trained parameters have no effect, as before the first update: what they add is times 0."""
+        ends = [p for name, p in zip(self._names, self.current, strict=True) if "lora_B" in name]
+        return bool(ends) and not any(bool(p.any()) for p in ends)
+
     @contextmanager
     def wearing(self, weights: Weights | None) -> Iterator[None]:
         """Inside: the network wears these parameters, or none. Restored on the way out, also after an error."""

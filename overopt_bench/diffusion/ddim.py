@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
+from overopt_bench.lazy import torch
 from overopt_bench.types.schedule import Prediction
 from overopt_bench.types.transition import Transition
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
@@ -50,7 +52,7 @@ def ddim_transition(
     """
     made_of = clean_and_noise(x, output, alpha, prediction)
     alpha, alpha_prev = alpha.view(-1, 1, 1, 1), alpha_prev.view(-1, 1, 1, 1)
-    eta_squared = (eta**2).to(alpha.dtype).view(-1, 1, 1, 1) if isinstance(eta, Tensor) else eta**2
+    eta_squared = (eta**2).to(alpha.dtype).view(-1, 1, 1, 1) if isinstance(eta, torch.Tensor) else eta**2
     variance = eta_squared * (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)  # sigma^2, eq. 16
     # with eta = 1 and alpha near 0 the direction's share is 0, which rounding may take below 0
     direction = (1 - alpha_prev - variance).clamp(min=0).sqrt() * made_of.noise

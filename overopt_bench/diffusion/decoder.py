@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def refuse_infinite(images: Tensor) -> None:
+    """Refuse images ``[B, 3, H, W]`` that are not finite, which not every reward notices.
+
+    Raises:
+        FloatingPointError: with how many there are.
+    """
+    if not bool((good := images.isfinite().flatten(1).all(1)).all()):
+        raise FloatingPointError(f"{int((~good).sum())} of {len(good)} images that the policy drew are not finite")
+
+
 class Decoder:
     """A frozen ``AutoencoderKL`` with diffusers' scaling of latents.
 

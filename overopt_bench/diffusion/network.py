@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from overopt_bench.compute.compiling import compiled
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import ATTENTION, Runtime
 from overopt_bench.diffusion.adapter import LORA_TARGETS
@@ -42,8 +44,10 @@ class Network:
         self.nfe = 0
         self.copies = Copies(unet)
         set_attention(unet, runtime.attention)
-        self.forward: Any = torch.compile(unet) if runtime.compile else unet
-        self.compiled = runtime.compile
+        self.forward: Any = compiled(unet) if runtime.compile else unet
+        # a compiled graph takes its weights as inputs, so that what it computes again has the right ones by itself
+        self._again: Any = partial(checkpoint, use_reentrant=False) if runtime.compile else self._recomputed
+        self._by_block = False
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """Encode B prompts for any number of passes: ``[B, L, D]``, or ``[2 B, L, D]`` with guidance's empty prompts first."""
@@ -52,7 +56,9 @@ class Network:
             context = Conditioning.cat([self.encode.unconditional(len(prompts)), context])
         return context
 
-    def __call__(self, latents: Tensor, timesteps: Tensor, context: Conditioning, *, whole: bool = False) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timesteps: Tensor, context: Conditioning, *, whole: bool = False, blocks: bool = False
+    ) -> Tensor:
         """Give the guided output ``[B, C, h, w]`` float32, with a graph when gradients are enabled.
 
         The schedule says what it is: noise, velocity or image. Guidance is the same for all of them, for at one x they
@@ -62,7 +68,9 @@ class Network:
             latents: ``[B, C, h, w]``.
             timesteps: ``[B]`` int64 training timesteps, one a sample.
             context: of B prompts, as ``condition`` gives it.
-            whole: keep only the inputs of the whole pass for the backward pass.
+            whole: keep only the inputs of the whole pass for the backward pass, which computes the rest again. It suits
+                chains, of which only one pass is then held at a time.
+            blocks: keep only the inputs of each block of the U-Net: less than a single pass holds.
         """
         self.world.check_stop()
         x, t, w = latents, timesteps, self.guidance_scale
@@ -70,8 +78,9 @@ class Network:
             x, t = torch.cat([x, x]), torch.cat([t, t])
         self.nfe += len(x)
         x = x.to(memory_format=torch.channels_last)
-        again = whole and torch.is_grad_enabled()
-        out = self._recomputed(self._pass, x, t, context) if again else self._pass(x, t, context)
+        if graph := torch.is_grad_enabled():
+            self.recompute_blocks(blocks)
+        out = self._recomputed(self._pass, x, t, context) if whole and graph else self._pass(x, t, context)
         if w != 1:
             unconditional, conditional = out.chunk(2)
             out = unconditional + w * (conditional - unconditional)
@@ -86,19 +95,26 @@ class Network:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(device.type, self.dtype)
 
     def _recomputed(self, call: Callable[..., Any], *inputs: Any) -> Any:
-        """Run ``call`` and keep only its inputs; what the backward pass computes again wears what is worn now."""
-        worn = self.copies.worn
+        """Run ``call`` and keep only its inputs; what the backward pass computes again is done as it is done now."""
+        worn, blocks = self.copies.worn, self._by_block
 
         def run(*inputs: Any) -> Any:
+            self.recompute_blocks(blocks)
             with self.copies.wearing(worn):
                 return call(*inputs)
 
-        return checkpoint(run, *inputs, use_reentrant=False)
+        # without the generators' states, which cost a synchronisation on a GPU: nothing in these passes is random
+        return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 
-    def checkpoint_blocks(self) -> None:
-        """Recompute the U-Net's blocks in the backward pass from now on; acts only where there is a graph."""
-        # a compiled graph takes its weights as inputs, so that what it computes again has the right ones by itself
-        self.unet.enable_gradient_checkpointing(None if self.compiled else self._recomputed)
+    def recompute_blocks(self, on: bool) -> None:
+        """Keep only the inputs of the U-Net's blocks in passes with a graph from now on, or all activations."""
+        if on is self._by_block:
+            return
+        self._by_block = on
+        if on:
+            self.unet.enable_gradient_checkpointing(self._again)
+        else:
+            self.unet.disable_gradient_checkpointing()
 
 
 def add_adapter(unet: Any, *, rank: int, alpha: int, seed: int) -> None:

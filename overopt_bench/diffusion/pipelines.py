@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from overopt_bench.diffusion.schedule import prediction_of
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 # of diffusers' schedulers, those for networks that are told one of N timesteps of a schedule of betas

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Generator, Tensor, nn
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.adapter import LORA_TARGETS, finite, read_lora, write_lora
-from overopt_bench.diffusion.decoder import Decoder
+from overopt_bench.diffusion.chains import Link, walk
+from overopt_bench.diffusion.decoder import Decoder, refuse_infinite
 from overopt_bench.diffusion.network import Network, add_adapter
 from overopt_bench.diffusion.pipelines import cast, configs_of, latent_side, refuse_unsupported
 from overopt_bench.diffusion.prompts import Conditioning, PromptEncoder
@@ -119,9 +119,7 @@ class DiffusionPolicy:
         self, latents: Tensor, timesteps: Tensor, prompts: Sequence[str], *, checkpoint: bool = False
     ) -> Prediction:
         """Say what latents are made of at any training timesteps; see ``types.Policy``."""
-        if checkpoint:
-            self.network.checkpoint_blocks()
-        output = self.network(latents, timesteps.to(self.device), self.network.condition(prompts))
+        output = self.network(latents, timesteps.to(self.device), self.network.condition(prompts), blocks=checkpoint)
         return self.schedule.predict(latents.float(), output, timesteps)
 
     def add_noise(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
@@ -134,14 +132,12 @@ class DiffusionPolicy:
         *, eta: Tensor | None = None,
     ) -> Transition:  # fmt: skip
         """Give p(x_{i+1} | x_i, prompt) under the current weights; see ``types.Policy``."""
-        if checkpoint:
-            self.network.checkpoint_blocks()
-        return self._transition(latents, steps, self.network.condition(prompts), eta)
+        return self._transition(latents, steps, self.network.condition(prompts), eta, blocks=checkpoint)
 
     def _transition(
-        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, whole: bool = False
+        self, x: Tensor, steps: Tensor, context: Conditioning, eta: Tensor | None, **recompute: bool
     ) -> Transition:
-        output = self.network(x, self.timesteps[steps], context, whole=whole)
+        output = self.network(x, self.timesteps[steps], context, **recompute)
         return self.schedule.transition(x.float(), output, steps, eta)
 
     def transition_vjp(self, latents: Tensor, steps: Tensor, prompts: Sequence[str], vector: Tensor) -> Tensor:
@@ -211,8 +207,7 @@ class DiffusionPolicy:
             return (t.latents, t.log_probs, t.images, *([] if t.kl is None else [t.kl]))
 
         latents, log_probs, images, *kl = self.world.map(work, len(prompts), self.micro_batch)
-        if not bool((good := images.isfinite().flatten(1).all(1)).all()):
-            raise FloatingPointError(f"{int((~good).sum())} of {len(good)} images that the policy drew are not finite")
+        refuse_infinite(images)
         t = Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images, kl[0] if with_kl else None)
         return t, t.kl
 
@@ -221,35 +216,40 @@ class DiffusionPolicy:
     ) -> Trajectory:
         """Draw chains from given noise with a graph; see ``types.Policy``."""
         if checkpoint:
-            self.network.checkpoint_blocks()
             self.vae.enable_gradient_checkpointing()
-        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, whole=checkpoint, with_kl=with_kl)
+        return self._chains(noise.to(self.device), prompts, grad_from=grad_from, checkpoint=checkpoint, with_kl=with_kl)
 
     def _chains(
-        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, whole: bool = False,
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,
         with_kl: bool = False, eta: Tensor | None = None,
     ) -> Trajectory:  # fmt: skip
-        x, context = noise[0], self.network.condition(prompts)  # prompts are encoded once, not every step
+        x = noise[0]
         latents, log_probs, kl = [x], [], []
-        for i, own_eta in enumerate((self.schedule.eta if eta is None else eta).tolist()):
-            steps = torch.full((len(prompts),), i, device=self.device)
-            undefined = x.new_full((len(prompts),), torch.nan)  # a deterministic step has neither density nor KL
-            with torch.set_grad_enabled(grad_from is not None and i >= grad_from):
-                step = replace(self._transition(x, steps, context, eta, whole), noisy=own_eta > 0)
-                x_next = step.sample(noise[i + 1])
-                if with_kl and own_eta > 0:
-                    with self.base():
-                        kl.append(step.kl(self._transition(x, steps, context, eta, whole)))
-                elif with_kl:
-                    kl.append(undefined)
-            with torch.no_grad():
-                log_probs.append(step.log_prob(x_next) if own_eta > 0 else undefined)
-            x = x_next
+        for step, x, own_kl in self.walk(
+            noise, prompts, grad_from=grad_from, checkpoint=checkpoint, with_kl=with_kl, eta=eta
+        ):
+            with torch.no_grad():  # a deterministic step has no density
+                log_probs.append(step.log_prob(x) if step.noisy else x.new_full((len(prompts),), torch.nan))
             latents.append(x.detach())
+            kl += [] if own_kl is None else [own_kl]
         with torch.set_grad_enabled(grad_from is not None):
             images = self.decode(x)
         drawn = torch.stack(latents, 1), self.timesteps, torch.stack(log_probs, 1), images
         return Trajectory(tuple(prompts), *drawn, torch.stack(kl, 1) if with_kl else None)
+
+    def walk(
+        self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,
+        with_kl: bool = False, eta: Tensor | None = None, start: Transition | None = None,
+    ) -> Iterator[Link]:  # fmt: skip
+        """Sample chains in one pass from noise on the device, a step at a time; see ``chains.walk``."""
+        context = self.network.condition(prompts)  # prompts are encoded once, not every step
+        # one pass at a time is held; XL's holds more than decoding does, so that its blocks are computed again as well
+        again = {"whole": checkpoint, "blocks": checkpoint and self.encode.is_xl}
+        return walk(
+            noise, (self.schedule.eta if eta is None else eta).tolist(),
+            lambda x, steps: self._transition(x, steps, context, eta, **again), self.base,
+            grad_from=grad_from, with_kl=with_kl, start=start,
+        )  # fmt: skip
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1], float32; differentiable."""

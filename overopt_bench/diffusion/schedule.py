@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast, get_args
-
-import torch
-from diffusers import DDIMScheduler
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from overopt_bench.diffusion.ddim import PredictionType, clean_and_noise, ddim_transition
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
 from overopt_bench.types.schedule import Prediction
 from overopt_bench.types.transition import Transition
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+    from torch import Tensor
 
 # what is the checkpoint's, also where only the class of its scheduler or of its pipeline says it
 OWN = (
@@ -111,6 +112,8 @@ def make_schedule(
         UserError: where the checkpoint's timesteps are too few for so many steps, its betas are no schedule, or its
             network predicts noise where the schedule has nothing but noise.
     """
+    from diffusers import DDIMScheduler
+
     prediction = prediction_of(scheduler)
     own = {name: scheduler[name] for name in OWN if name in scheduler}
     try:

@@ -6,6 +6,8 @@ Stable Diffusion's suites share OpenAI's ViT-L/14, the mini suite has a small on
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,12 @@ from torch import Tensor
 
 from overopt_bench.encoders.devices import follow
 from overopt_bench.encoders.preprocessing import clip_pixels, differentiable_pixels, to_pil
+from overopt_bench.encoders.shared import once_a_batch
 from overopt_bench.types import Resources
 from overopt_bench.weights import Repo, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import CLIPModel, CLIPTokenizer
 
 CLIP_L = Repo(
@@ -72,21 +76,38 @@ def text_embeddings(clip: CLIPModel, ids: Tensor) -> Tensor:
     return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
-def encoder_pixels(images: Tensor, side: int) -> Tensor:
-    """Bring images ``[B, 3, H, W]`` in [0, 1] to normalised pixels ``[B, 3, side, side]``.
+def encoder_pixels(
+    images: Tensor,
+    name: Hashable,
+    official: Callable[[list[Image]], Tensor],
+    differentiable: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """Yield micro-batches of normalised pixels ``[b, 3, side, side]`` of images ``[B, 3, H, W]`` in [0, 1].
 
     Those without a gradient take the official path through 8-bit pictures, those with one the differentiable path.
+
+    Args:
+        images: of any size.
+        name: of the official transform; within a batch it is applied once for all that call it so.
+        official: the transform of pictures, to pixels on the CPU.
+        differentiable: the transform of images.
 
     Raises:
         FloatingPointError: for NaN or infinity on the official path.
     """
     if images.requires_grad:
-        return differentiable_pixels(images, side)
-    return clip_pixels(to_pil(images), side).to(images.device)
+        yield from (differentiable(part) for part in images.split(MICRO_BATCH))
+    else:  # they wait on the CPU, where they are made
+        pixels = once_a_batch(images, name, lambda: official(to_pil(images)))
+        yield from (part.to(images.device) for part in pixels.split(MICRO_BATCH))
 
 
 def clip_features(clip: CLIPModel, images: Tensor) -> Tensor:
     """Embed images ``[B, 3, H, W]`` in [0, 1] of any size as L2-normalised vectors ``[B, D]``."""
-    follow(clip, images)
+    return once_a_batch(images, (clip_features, clip), lambda: _embedded(follow(clip, images), images))
+
+
+def _embedded(clip: CLIPModel, images: Tensor) -> Tensor:
     side = int(clip.config.vision_config.image_size)
-    return torch.cat([image_embeddings(clip, encoder_pixels(part, side)) for part in images.split(MICRO_BATCH)])
+    ways = partial(clip_pixels, side=side), partial(differentiable_pixels, side=side)
+    return torch.cat([image_embeddings(clip, pixels) for pixels in encoder_pixels(images, (clip_pixels, side), *ways)])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from overopt_bench.encoders.clip import image_embeddings, load_clip, load_tokenizer
 from overopt_bench.encoders.devices import follow
+from overopt_bench.encoders.shared import once_a_batch
 from overopt_bench.types import Resources
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def mini_tokenizer(resources: Resources) -> CLIPTokenizer:
 
 def mini_features(clip: CLIPModel, images: Tensor) -> Tensor:
     """Embed images ``[B, 3, 32, 32]`` in [0, 1], which it sees in [-1, 1], as L2-normalised vectors ``[B, 64]``."""
-    return image_embeddings(follow(clip, images), images * 2 - 1)
+    return once_a_batch(images, (mini_features, clip), lambda: image_embeddings(follow(clip, images), images * 2 - 1))
 
 
 def mini_tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:

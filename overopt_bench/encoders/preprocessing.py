@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from overopt_bench.encoders.shared import once_a_batch
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP; BLIP and ImageReward use the same
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -37,6 +39,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     Raises:
         FloatingPointError: for NaN, which would become black without a word.
     """
+    return once_a_batch(images, to_pil, lambda: _pictures(images))
+
+
+def _pictures(images: Tensor) -> list[Image.Image]:
     if not bool(torch.isfinite(images).all()):
         raise FloatingPointError("an image holds NaN or infinity")
     pixels = (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from overopt_bench.compute.processes import World
 from overopt_bench.diffusion.policy import DiffusionPolicy
+from overopt_bench.encoders.shared import Shared
 from overopt_bench.errors import UserError
 from overopt_bench.evaluation.measuring import load_metrics, measure
 from overopt_bench.evaluation.sampler import PolicySampler, Sampler
-from overopt_bench.evaluation.scoring import checked, shared_scores
+from overopt_bench.evaluation.scoring import all_scores
 from overopt_bench.evaluation.splits import Split, evaluation_prompts, make_split
 from overopt_bench.prompts.tidy import overlap
 from overopt_bench.seeding import stable_seed
@@ -21,7 +22,9 @@ from overopt_bench.types import Evaluation, Reward, Suite
 
 COLUMNS = 16
 CALIBRATION_IMAGES = 128
-WITH_KL = 2  # splits whose path KL is measured: it costs as much as the images themselves
+# splits that the report reads between start and end, the training prompts and the first held-out ones; the path KL, which
+# costs as much as the images themselves, is measured on these alone
+FOLLOWED = 2
 
 
 @torch.no_grad()
@@ -44,10 +47,7 @@ def evaluate_split(
     """
     world = world or World()
     images, kl = sampler.draw(split.noise, split.prompts, with_kl=with_kl and sampler.lacks_kl is None)
-    scores = {
-        name: checked(shared_scores(reward, images, split.prompts, world), name, split.prompts)
-        for name, reward in rewards.items()
-    }
+    scores = all_scores(rewards, images, split.prompts, world)
     return Evaluation(split.name, split.prompts, images, scores, kl, encoder)
 
 
@@ -55,7 +55,7 @@ class Evaluator:
     """Evaluates one sampler, always on the same prompts and noise.
 
     The first split gets ``images`` images, each other one half as many, so that evaluation stays a small part of a
-    run. Path KL is measured on the first two.
+    run. Path KL is measured on the first two; the others are looked at where the whole is asked for.
 
     Args:
         sampler: a policy, or anything else that draws images from noise.
@@ -78,12 +78,11 @@ class Evaluator:
     ) -> None:  # fmt: skip
         self.sampler, self.rewards, self.encoder = sampler, rewards, encoder
         self.base, self.world, self.eval_seed = base, world or World(), eval_seed
-        self.metrics = load_metrics()
+        self.metrics, self.shared = load_metrics(), Shared()
         first, *others = prompts.items()
         self.train_prompts = first[1]
         planned = [(*first, images), *((name, listed, images // 2) for name, listed in others)]
         self.splits = [make_split(name, listed, n, eval_seed, sampler.noise_shape) for name, listed, n in planned if n]
-        self.with_kl = {split.name for split in self.splits[:WITH_KL]}
         # held-out prompts that are trained on are recorded as such: their scores are of no unseen prompts
         self.trained_on = {
             split.name: overlap(self.train_prompts, dict.fromkeys(split.prompts)) for split in self.splits[1:]
@@ -120,8 +119,11 @@ class Evaluator:
         return self.base.draw(split.noise, split.prompts, with_kl=False).images, split.prompts
 
     @torch.no_grad()
-    def __call__(self) -> tuple[dict[str, Any], list[dict[str, Any]], Tensor]:
-        """Evaluate every split.
+    def __call__(self, *, whole: bool = True) -> tuple[dict[str, Any], list[dict[str, Any]], Tensor]:
+        """Evaluate every split, or those alone that are followed from start to end.
+
+        Args:
+            whole: take the other splits too, which no figure or table reads between start and end.
 
         Returns:
             The "eval" row, the "scores" rows (one a split), and all images ``[N, 3, H, W]`` in row order.
@@ -132,11 +134,12 @@ class Evaluator:
         row: dict[str, Any] = {}
         details: list[dict[str, Any]] = []
         pictures: list[Tensor] = []
-        for split in self.splits:
-            seen = evaluate_split(
-                self.sampler, split, self.rewards, self.encoder, with_kl=split.name in self.with_kl, world=self.world
-            )
-            row |= measure(seen, self.metrics)
+        for number, split in enumerate(self.splits if whole else self.splits[:FOLLOWED]):
+            with self.shared.batch():
+                seen = evaluate_split(
+                    self.sampler, split, self.rewards, self.encoder, with_kl=number < FOLLOWED, world=self.world
+                )
+                row |= measure(seen, self.metrics)
             details.append({
                 "split": split.name, "prompts": split.prompts, "index": split.index,
                 **({"trained_on": repeated} if (repeated := self.trained_on.get(split.name)) else {}),

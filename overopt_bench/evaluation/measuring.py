@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
 from overopt_bench.registry import is_foreign, metrics
 from overopt_bench.types import Evaluation, Metric, Number, Suite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def load_metrics() -> list[Metric]:
@@ -83,7 +85,7 @@ def _recorded(key: str, value: object, images: int, what: str) -> dict[str, floa
     """One number as the record has it."""
     if value is None:
         return {key: None}
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         if value.shape != (images,) or not value.is_floating_point():
             raise FloatingPointError(
                 f"{what} gave {key!r} as {value.dtype} of shape {tuple(value.shape)}; it must be a float, or a tensor of"

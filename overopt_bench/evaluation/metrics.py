@@ -6,11 +6,13 @@ They are registered in the order in which the record has them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from overopt_bench.registry import register_metric
 from overopt_bench.types import Evaluation, Metric, Number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_metric

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from overopt_bench.compute.processes import World
+from overopt_bench.encoders.shared import sharing
 from overopt_bench.types import Reward
 
 
-def shared_scores(reward: Reward, images: Tensor, prompts: Sequence[str], world: World) -> Tensor:
-    """Scores ``[B]`` of images ``[B, 3, H, W]`` that every process holds; each scores its share."""
+def all_scores(
+    rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str], world: World
+) -> dict[str, Tensor]:
+    """Ask rewards about images that every process holds; each scores its share, an encoder that several have runs once.
 
-    def work(rows: Tensor) -> tuple[Tensor]:
+    Args:
+        rewards: by name.
+        images: ``[B, 3, H, W]`` in [0, 1], without a graph.
+        prompts: B prompts.
+        world: the processes that share the work.
+
+    Returns:
+        Scores ``[B]`` by the reward's name.
+
+    Raises:
+        FloatingPointError: where a reward gives something that is not finite.
+    """
+    if not rewards:
+        return {}
+
+    def work(rows: Tensor) -> tuple[Tensor, ...]:
         whole = len(rows) == len(images)
-        return (reward(images if whole else images[rows], prompts if whole else [prompts[k] for k in rows.tolist()]),)
+        own, own_prompts = (images, prompts) if whole else (images[rows], [prompts[k] for k in rows.tolist()])
+        found = []
+        with sharing():
+            for reward in rewards.values():
+                world.check_stop()
+                found.append(reward(own, own_prompts))
+        return tuple(found)
 
-    return world.map(work, len(images), len(images))[0]
+    columns = world.map(work, len(images), len(images))
+    return {name: checked(column, name, prompts) for name, column in zip(rewards, columns, strict=True)}
 
 
 def checked(scores: Tensor, name: str, prompts: Sequence[str]) -> Tensor:

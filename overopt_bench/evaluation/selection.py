@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overopt_bench.compute.processes import World
 from overopt_bench.evaluation.measuring import summary
-from overopt_bench.evaluation.scoring import checked, shared_scores
+from overopt_bench.evaluation.scoring import all_scores
 from overopt_bench.types import Candidates, Reward, Selection
 
 
@@ -37,9 +37,8 @@ class SamplePool:
             FloatingPointError: where a reward gives something that is not finite.
         """
         images = found.images.to(self.device).float() / 255
-        for name, reward in self.rewards.items():
-            new = checked(shared_scores(reward, images, found.prompts, self.world), name, found.prompts).cpu()
-            self.scores[name] = torch.cat([self.scores.get(name, torch.empty(0)), new])
+        for name, new in all_scores(self.rewards, images, found.prompts, self.world).items():
+            self.scores[name] = torch.cat([self.scores.get(name, torch.empty(0)), new.cpu()])
         self.proxy = torch.cat([self.proxy, found.proxy])
         self.prompts += found.prompts
 

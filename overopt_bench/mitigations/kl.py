@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_mitigation
 from overopt_bench.types import Hook, LossRows, Mitigation, MitigationParams, Trajectory, step_kl
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class KLParams(MitigationParams):

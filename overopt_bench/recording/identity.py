@@ -12,6 +12,19 @@ from overopt_bench.errors import UserError
 from overopt_bench.recording.sessions import read_sessions
 
 
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        UserError: where the folder is no run.
+    """
+    try:
+        content = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        return RunConfig(**content["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run} is not a run folder: its config.json cannot be read ({type(error).__name__})") from None
+
+
 def refuse_another_run(folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
     """Make sure that a run folder was made by this configuration and with these weights.
 
@@ -23,14 +36,29 @@ def refuse_another_run(folder: Path, config: RunConfig, provenance: Mapping[str,
     Raises:
         UserError: which shows the difference, or says that the file is damaged.
     """
+    refuse_another_configuration(folder, config)
+    _refuse_other_weights(folder, provenance)
+
+
+def refuse_another_configuration(folder: Path, config: RunConfig) -> None:
+    """Make sure that a folder holds no run of another configuration; needs neither weights nor torch.
+
+    Args:
+        folder: a run folder, or a path where there is nothing yet.
+        config: the configuration that is asked for.
+
+    Raises:
+        UserError: which shows the difference, or says that the file is damaged.
+    """
     path = folder / "config.json"
+    if not path.exists():
+        return
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         old = dict(recorded["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
     if recorded.get("config_hash") == config.config_hash():
-        _refuse_other_weights(folder, provenance)
         return
     new = config.model_dump(mode="json")
     flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))

@@ -21,7 +21,7 @@ from overopt_bench.config import RunConfig
 from overopt_bench.errors import UserError
 from overopt_bench.files import atomic
 from overopt_bench.recording.identity import refuse_another_run
-from overopt_bench.recording.locking import HEARTBEAT, LOCK, RunLock
+from overopt_bench.recording.locking import RunLock, is_lock
 from overopt_bench.recording.sessions import SESSIONS
 
 SCHEMA = 2  # of config.json; 1 held the first session's provenance, which is now a line of sessions.jsonl
@@ -79,7 +79,7 @@ class Recorder:
 
     @staticmethod
     def _ours(folder: Path) -> bool:
-        return {p.name for p in folder.iterdir()} <= {LOCK, HEARTBEAT} or (folder / "config.json").exists()
+        return all(is_lock(p.name) for p in folder.iterdir()) or (folder / "config.json").exists()
 
     def _open(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         path = self.folder / "config.json"

@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 SESSIONS = "sessions.jsonl"
 NOT_A_DIFFERENCE = ("started", "queries")  # a session's own place in the run
 
 
 def read_json_bytes(raw: bytes) -> Any:
     """Parse JSON such that every text can be written as UTF-8: half a surrogate pair becomes a question mark."""
+    try:
+        return from_json(raw)  # several times as fast as json, which takes all that it refuses
+    except ValueError:
+        pass
     content = json.loads(raw)
     if b"\\ud" in raw.lower():
         content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from overopt_bench.errors import UserError
 from overopt_bench.report import curves, figures, page, tables
 from overopt_bench.report.cells import write
 from overopt_bench.report.escape import file_name
-from overopt_bench.report.filmstrip import filmstrips, stills
+from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.groups import Group, group_runs, with_styles
 from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.measured import measured, metrics_table
+from overopt_bench.report.progress import track
 from overopt_bench.report.reference import reference_runs, with_reference
-from overopt_bench.report.verdicts import findings, verdicts
+from overopt_bench.report.verdicts import (
+    comparisons,
+    comparisons_table,
+    findings,
+    outcomes,
+    outcomes_table,
+    verdicts,
+)
 
 TABLE_NOTE = (
     "Mean over seeds with its 95 % t interval in brackets; a single seed has none. Peaks are located on one half of the images"
@@ -35,6 +48,14 @@ SCALING_NOTE = (
 REFERENCE_NOTE = (
     "All runs on a proxy read after equally many queries, the most that each of them has spent; interpolated between"
     " evaluations. Mean over seeds with its 95 % t interval; a single seed has none."
+)
+PAIRS_NOTE = (
+    "Every pair of algorithms on a proxy with three seeds or more: the difference of their golds with Welch's 95 %"
+    " interval over seeds, not corrected for the number of pairs. Shown: the interval is above zero."
+)
+OUTCOME_NOTE = (
+    "In how many seeds: rose and fell by more than two standard errors of the paired difference over images;"
+    " overoptimized where the proxy rose and the gold fell from its peak."
 )
 SEED_NOTE = "± is one standard error of the paired difference over images; yes means more than two."
 
@@ -69,47 +90,70 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
     groups = with_styles(groups)
     out.mkdir(parents=True, exist_ok=True)
     contexts = [_group(group, out if len(groups) == 1 else out / file_name(group.name)) for group in groups]
+    page.place_figures([d for g in contexts for d in (*g["figures"], *chain(*g["panels"].values()))], out)
     index = out / "index.html"
     index.write_text(page.render(contexts, runs, notes), encoding="utf-8", newline="\n")
     return index
 
 
 def _group(group: Group, out: Path) -> dict[str, Any]:
+    album = Album()
     with drawing():
-        drawn = _figures(group, out / "figures")
+        jobs = list(_figures(group, album))
+        made = [_draw(job, out / "figures") for job in track(jobs, f"figures of {group.title}", len(jobs))]
+    happened, compared = outcomes(group), comparisons(group)
     shown = []
     for title, name, note, table in (
         ("Beside the reference records", "beside_reference", REFERENCE_NOTE, tables.reference_table(group)),
         ("Training prompts", "summary_train", TABLE_NOTE, tables.summary_table(group, "train")),
         ("Held-out prompts", "summary_heldout", TABLE_NOTE, tables.summary_table(group, "heldout")),
+        ("Pairs of algorithms", "comparisons", PAIRS_NOTE, comparisons_table(group, compared)),
+        ("Overoptimization, by algorithm", "outcomes", OUTCOME_NOTE, outcomes_table(group, happened)),
+        ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
         ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
         ("Metrics, held-out prompts", "metrics_heldout", METRICS_NOTE, metrics_table(group, "heldout")),
-        ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
         ("Gold against d = sqrt(path KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
     ):
         if len(table):
             write(table, out / "tables", name)
             shown.append(page.table_context(title, note, table))
-    return page.group_context(group, findings(group), verdicts(group), drawn, shown, filmstrips(group))
+    drawn = [one for one in made if one is not None]
+    said, strips = verdicts(group, compared), filmstrips(group, album)
+    return page.group_context(group, findings(group, happened), said, drawn, shown, strips)
 
 
-def _figures(group: Group, folder: Path) -> list[tuple[str, Path]]:
-    """Draws and saves a group's figures; their titles and files."""
-    drawn: list[tuple[str, Path]] = []
+@dataclass(frozen=True)
+class Job:
+    """A figure to draw: its title, the name of its files, the proxy where it shows one only, and how it is made."""
 
-    def draw(title: str, name: str, figure: Any) -> None:
-        if figure is not None:
-            drawn.append((title, save(figure, folder, name)))
+    title: str
+    name: str
+    proxy: str | None
+    make: Callable[[], Figure | None]
 
-    draw("Proxy and gold against queries", "proxy_and_gold_against_queries", curves.proxy_and_gold(group))
-    draw("Gold against proxy", "gold_against_proxy", curves.gold_against_proxy(group))
-    draw("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", curves.against_kl(group))
-    cross = tables.cross_table(group)
-    draw("Trained on, scored by", "cross_rewards", figures.cross_rewards(group, cross) if cross else None)
+
+def _draw(job: Job, folder: Path) -> page.Drawn | None:
+    figure = job.make()
+    return None if figure is None else page.Drawn(job.title, save(figure, folder, job.name), job.proxy)
+
+
+def _figures(group: Group, album: Album) -> Iterator[Job]:
+    """List what can be drawn of a group: figures of all proxies, then those of each."""
+    both = partial(curves.proxy_and_gold, group)
+    yield Job("Proxy and gold against queries", "proxy_and_gold_against_queries", None, both)
+    yield Job("Gold against proxy", "gold_against_proxy", None, partial(curves.gold_against_proxy, group))
+    yield Job("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", None, partial(curves.against_kl, group))
+    if cross := tables.cross_table(group):
+        yield Job("Trained on, scored by", "cross_rewards", None, partial(figures.cross_rewards, group, cross))
     for metric in measured(group):
-        draw(metric.title, f"metric_{metric.name}", curves.metric(group, metric))
+        yield Job(metric.title, f"metric_{metric.name}", None, partial(curves.metric, group, metric))
     for proxy in group.proxies():
-        draw(f"Dormant critic neurons, trained on {proxy}", f"dormant_{proxy}", figures.dormant(group, proxy))
-        if images := stills(group, proxy):
-            draw(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", figures.stills(group, proxy, images))
-    return drawn
+        dormant = partial(figures.dormant, group, proxy)
+        yield Job(f"Dormant critic neurons, trained on {proxy}", f"dormant_{proxy}", proxy, dormant)
+        images = partial(_stills, group, proxy, album)
+        yield Job(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", proxy, images)
+
+
+def _stills(group: Group, proxy: str, album: Album) -> Figure | None:
+    images = stills(group, proxy, album)
+    return figures.stills(group, proxy, images) if images else None

@@ -39,9 +39,11 @@ def _pair(run: Run, x: str, y: str) -> tuple[Array, Array]:
     queries, values = run.curve(y)
     if x == "queries":
         return queries, values
-    others = dict(zip(*run.curve(x), strict=True))
-    keep = [k for k, q in enumerate(queries) if q in others]
-    return np.array([others[queries[k]] for k in keep]), values[keep]
+    others, numbers = run.curve(x)
+    if others is queries:
+        return numbers, values
+    _, here, there = np.intersect1d(queries, others, return_indices=True)
+    return numbers[there], values[here]
 
 
 def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, *, dashed: bool = False, band: bool = True) -> None:

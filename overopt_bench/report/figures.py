@@ -5,33 +5,45 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from overopt_bench.report.columns import THRESHOLDS
 from overopt_bench.report.filmstrip import Still
 from overopt_bench.report.groups import Group
 from overopt_bench.report.layout import legend, panels
 from overopt_bench.report.statistics import Array
 
+STILL_WIDTH, STILL_LEFT = 1.05, 0.6  # inches: of a picture and its margin, and left of the first
 LAYER_LINES = ("-", "--", "-.", ":")
 
 
 def stills(group: Group, proxy: str, shown: dict[str, list[Still]]) -> Figure:
-    """The same prompts and noise at the start, at the peak of each gold and at the end: a row per algorithm."""
+    """The same prompts and noise at the start, at the peak of each gold and at the end: a row per algorithm.
+
+    All pictures stand in one axes whose units are inches: axes of their own would take most of a large report's time.
+    """
     first = next(iter(shown.values()))
     golds, columns = list(first[0].golds), len(first)
     each = len({still.when for still in first})  # columns of one prompt
-    figure = Figure(figsize=(1.05 * columns + 1.0, (1.5 + 0.12 * len(golds)) * len(shown) + 0.8), layout="constrained")
-    axes = figure.subplots(len(shown), columns, squeeze=False)
+    line, side, height = 0.12, STILL_WIDTH - 0.1, 1.5 + 0.12 * len(golds)
+    width, total = STILL_WIDTH * columns + STILL_LEFT, height * len(shown) + 0.7
+    figure = Figure(figsize=(width, total))
+    ax = figure.add_axes((0, 0, 1, 1))
     peaks = "".join(f"peak of {gold}, " for gold in golds)
-    figure.suptitle(f"Trained on {proxy}: start, {peaks}end — {group.title}; first seed", fontsize=10)
+    title = f"Trained on {proxy}: start, {peaks}end — {group.title}; first seed"
+    ax.text(width / 2, total - 0.1, title, fontsize=10, ha="center", va="top", wrap=True)
     for row, (label, images) in enumerate(shown.items()):
-        for column, (ax, still) in enumerate(zip(axes[row], images, strict=True)):
-            ax.imshow(still.image, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
+        bottom = total - 0.5 - height * row - 3 * line - side
+        for column, still in enumerate(images):
+            left = STILL_LEFT + STILL_WIDTH * column
+            ax.imshow(still.image, extent=(left, left + side, bottom, bottom + side), interpolation="nearest")
             lines = [f"proxy {still.proxy:.2f}", *(f"{gold} {value:.2f}" for gold, value in still.golds.items())]
-            ax.set_xlabel("\n".join(lines), fontsize=7)
             head = f"{still.prompt}\n" if row == 0 and column % each == each // 2 else ""
-            ax.set_title(f"{head}{still.when}\n{still.queries} queries", fontsize=7)
-            ax.spines[:].set_visible(False)
-        axes[row, 0].set_ylabel(label, fontsize=9, color=group.style(label).colour)
+            above, below = f"{head}{still.when}\n{still.queries} queries", "\n".join(lines)
+            ax.text(left + side / 2, bottom + side + 0.03, above, fontsize=7, ha="center", va="bottom")
+            ax.text(left + side / 2, bottom - 0.03, below, fontsize=7, ha="center", va="top")
+        colour = group.style(label).colour
+        ax.text(0.3, bottom + side / 2, label, fontsize=9, color=colour, rotation=90, ha="center", va="center")
+    ax.set(xlim=(0, width), ylim=(0, total), aspect="auto")
+    ax.set_axis_off()
     return figure
 
 
@@ -61,30 +73,26 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
 
 def dormant(group: Group, proxy: str) -> Figure | None:
     """Share of dormant critic neurons over training: a row per threshold, a column per algorithm with a critic."""
-    runs = [next((r for r in group.of(proxy, label) if r.of("critic")), None) for label in group.labels(proxy)]
-    critics = [run for run in runs if run is not None]
+    found = [next((r for r in group.of(proxy, label) if r.dormant), None) for label in group.labels(proxy)]
+    critics = [(run.label, run.dormant) for run in found if run is not None and run.dormant is not None]
     if not critics:
         return None
-    thresholds = ("0", "0.025", "0.1")
     title = f"Dormant critic neurons, trained on {proxy} — {group.title}; first seed"
-    figure, axes = panels(len(thresholds), len(critics), title, 3.4, 2.0)
-    for column, run in enumerate(critics):
-        events = run.of("critic")
-        for row, threshold in enumerate(thresholds):
+    figure, axes = panels(len(THRESHOLDS), len(critics), title, 3.4, 2.0)
+    for column, (label, recorded) in enumerate(critics):
+        layers = recorded.shares.shape[1] - 1
+        for row, threshold in enumerate(THRESHOLDS):
             ax = axes[row, column]
-            for k in range(len(events[0]["layers"]) + 1):
-                parts = [e["layers"][k] if k < len(e["layers"]) else e["all"] for e in events]
-                share = [100 * p["dormant"][threshold] / p["units"] for p in parts]
-                whole = k == len(events[0]["layers"])
+            for k in range(layers + 1):
+                whole = k == layers
                 ax.plot(
-                    [e["queries"] for e in events], share, LAYER_LINES[k % 4], linewidth=2 if whole else 1,
-                    color="black" if whole else group.style(run.label).colour,
+                    recorded.queries, recorded.shares[:, k, row], LAYER_LINES[k % 4], linewidth=2 if whole else 1,
+                    color="black" if whole else group.style(label).colour,
                     label="all layers" if whole else f"layer {k + 1} of the critic",
                 )  # fmt: skip
-            for event in events:
-                if event["when"] == "after_reset":
-                    ax.axvline(event["queries"], color="grey", linewidth=0.6, alpha=0.6)
-            ax.set_title(run.label if row == 0 else "", fontsize=9)
+            for queries in recorded.resets:
+                ax.axvline(queries, color="grey", linewidth=0.6, alpha=0.6)
+            ax.set_title(label if row == 0 else "", fontsize=9)
             ax.set_ylabel(f"% with score <= {threshold}" if column == 0 else "", fontsize=8)
         axes[-1, column].set_xlabel("reward queries", fontsize=8)
     legend(figure, axes, "vertical lines: resets, shown before and after")

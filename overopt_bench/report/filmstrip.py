@@ -4,93 +4,138 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from overopt_bench.report.columns import Place, Scored
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 
-PROMPTS = 4  # a page of all proxies stays below ten megabytes
+SPLIT = "train"
+PROMPTS = 4  # of a proxy
+FRAMES = 350  # of a prompt on a page, shared among its runs: four prompts of them are 3.3 MB in the mini suite
+FEWEST = 3  # frames of a run, however many runs there are
 STILL_COLUMNS = 10  # pictures of a still beside each other, at most
+SIDE = 128  # of a picture on the page, in pixels, at most
+LOSSLESS_SIDE = 64  # up to which a picture is small enough as a PNG
 
 
-def filmstrips(group: Group) -> list[dict[str, Any]]:
-    """For each proxy: prompts, and per prompt and algorithm the frames (first seed) with their scores.
+@dataclass
+class Album:
+    """The pictures that a page shows, each grid decoded once for all that is cut out of it.
 
-    A frame is {"queries", "src" (a PNG as data URI), "scores" (the proxy's and each gold's, in the order of the
-    strip's "rewards"; None where the run did not record it)}.
+    Attributes:
+        decoded: how many grids were opened.
+        cells: what was cut out, by run folder, grid and cell; None where the file is gone or damaged.
     """
-    strips = []
-    for proxy in group.proxies():
-        runs = [group.of(proxy, label)[0] for label in group.trained(proxy)]
-        runs = [run for run in runs if _rows(run)]
-        if not runs:
-            continue
-        golds = group.golds(proxy)
-        prompts = list(dict.fromkeys(_rows(runs[0])[0]["prompts"]))[:PROMPTS]
-        shown = []
-        for prompt in prompts:
-            rows = [_strip(run, prompt, [proxy, *golds]) for run in runs]
-            if rows := [row for row in rows if row["frames"]]:
-                shown.append({"prompt": prompt, "rows": rows})
-        names = [f"proxy {proxy}", *(f"{group.role(gold)} {gold}" for gold in golds)]
-        if shown:
-            strips.append({"proxy": proxy, "rewards": names, "prompts": shown})
-    return strips
+
+    decoded: int = 0
+    cells: dict[tuple[Path, str, int], Image.Image | None] = field(default_factory=dict)
+
+    def pictures(self, run: Run, point: Scored) -> dict[str, Image.Image | None]:
+        """The first image of each of a point's first prompts, by prompt."""
+        first = {prompt: point.prompts.index(prompt) for prompt in _prompts(point)}
+        place = point.place
+        if place is None:
+            return dict.fromkeys(first)
+        keys = {prompt: (run.folder, place.file, place.first + k) for prompt, k in first.items()}
+        if not self.cells.keys() >= {*keys.values()}:
+            self.decoded += 1
+            self.cells.update(zip(keys.values(), _cut(run.folder, place, first.values()), strict=True))
+        return {prompt: self.cells[key] for prompt, key in keys.items()}
 
 
-def _rows(run: Run) -> list[dict[str, Any]]:
-    return [e for e in run.of("scores") if e["split"] == "train"]
+def _prompts(point: Scored) -> list[str]:
+    return list(dict.fromkeys(point.prompts))[:PROMPTS]
 
 
-def _strip(run: Run, prompt: str, rewards: list[str]) -> dict[str, Any]:
-    frames = []
-    for row in _rows(run):
-        k = row["prompts"].index(prompt)
-        image = cell(run, row, k)
-        if image is not None:
-            scores = [_score(row, reward, k) for reward in rewards]
-            frames.append({"queries": row["queries"], "src": _data_uri(image), "scores": scores})
-    return {"algorithm": run.label, "seed": run.config["seed"], "frames": frames}
-
-
-def _score(row: dict[str, Any], reward: str, k: int) -> float | None:
-    """Image k's score, rounded; None where the reward was not recorded or is not finite, which JSON cannot say."""
-    value = row["scores"].get(reward, [math.nan] * (k + 1))[k]
-    return round(value, 3) if math.isfinite(value) else None
-
-
-def cell(run: Run, row: dict[str, Any], k: int) -> Image.Image | None:
-    """Image k of a "scores" event, 128 pixels wide at most; None where the file is gone or damaged.
+def _cut(folder: Path, place: Place, images: Iterable[int]) -> list[Image.Image | None]:
+    """Some images of a grid, 128 pixels wide at most; None where the file is gone or damaged.
 
     Nor is anything read outside the run's folder, or cut outside of the grid, whatever the record says.
     """
+    wanted = list(images)
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a grid of XL's images is no attack, though as large
     try:
-        file, size = (run.folder / row["image_file"]).resolve(), int(row["cell"])
-        y, x = divmod(row["first_cell"] + k, row["columns"])
-        if not file.is_relative_to(run.folder.resolve()):
-            return None
+        file = (folder / place.file).resolve()
+        if not file.is_relative_to(folder.resolve()):
+            return [None] * len(wanted)
         with Image.open(file) as grid:
-            if min(x, y, size - 1) < 0 or (x + 1) * size > grid.width or (y + 1) * size > grid.height:
-                return None
-            picture = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)).convert("RGB")
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a row that does not say where the image is
-        return None
-    except (OSError, SyntaxError):  # gone, cut off, or no picture: Pillow says broken PNG with a SyntaxError
-        return None
+            return [_cell(grid, place, k) for k in wanted]
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ):  # gone, cut off, or no picture: Pillow says broken PNG with a SyntaxError
+        return [None] * len(wanted)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    return picture.resize((128, 128), Image.Resampling.LANCZOS) if size > 128 else picture
+
+
+def _cell(grid: Image.Image, place: Place, k: int) -> Image.Image | None:
+    size = place.size
+    if place.columns < 1:
+        return None
+    y, x = divmod(place.first + k, place.columns)
+    if min(x, y, size - 1) < 0 or (x + 1) * size > grid.width or (y + 1) * size > grid.height:
+        return None
+    picture = grid.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)).convert("RGB")
+    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) if size > SIDE else picture
+
+
+def filmstrips(group: Group, album: Album) -> list[dict[str, Any]]:
+    """For each proxy: prompts, and per prompt and algorithm the frames (first seed) with their scores.
+
+    A frame is {"queries", "src" (a picture as data URI), "scores" (the proxy's and each gold's, in the order of the
+    strip's "rewards"; None where the run did not record it)}. Where a page has very many runs, each has fewer frames.
+    """
+    shown = {proxy: _pictured(group, proxy) for proxy in group.proxies()}
+    frames = max(FEWEST, FRAMES // max(1, sum(map(len, shown.values()))))
+    strips = []
+    for proxy, runs in shown.items():
+        golds = group.golds(proxy)
+        prompts = _prompts(runs[0].points[SPLIT][0]) if runs else []
+        rows = [_rows(run, [proxy, *golds], frames, album) for run in runs]
+        by_prompt = [
+            {"prompt": prompt, "rows": [kept for row in rows if (kept := row | {"frames": row["frames"].get(prompt)})["frames"]]}
+            for prompt in prompts
+        ]  # fmt: skip
+        names = [f"proxy {proxy}", *(f"{group.role(gold)} {gold}" for gold in golds)]
+        if by_prompt := [prompt for prompt in by_prompt if prompt["rows"]]:
+            strips.append({"proxy": proxy, "rewards": names, "prompts": by_prompt})
+    return strips
+
+
+def _pictured(group: Group, proxy: str, points: int = 1) -> list[Run]:
+    """The first seed of each algorithm that trains, of those that scored images at so many points."""
+    runs = [group.of(proxy, label)[0] for label in group.trained(proxy)]
+    return [run for run in runs if len(run.points.get(SPLIT, ())) >= points]
+
+
+def _rows(run: Run, rewards: list[str], most: int, album: Album) -> dict[str, Any]:
+    """A run's frames by prompt, evenly along its points where it has more than ``most``."""
+    points = run.points[SPLIT]
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(most, len(points))).round().astype(int))
+    frames: dict[str, list[dict[str, Any]]] = {}
+    for point in (points[k] for k in chosen):
+        for prompt, image in album.pictures(run, point).items():
+            if image is not None:
+                scores = [point.score(reward, point.prompts.index(prompt)) for reward in rewards]
+                frame = {"queries": point.queries, "src": _data_uri(image), "scores": scores}
+                frames.setdefault(prompt, []).append(frame)
+    return {"algorithm": run.label, "seed": run.config["seed"], "frames": frames}
 
 
 def _data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    kind = "png" if image.width <= LOSSLESS_SIDE else "webp"
+    image.save(buffer, format=kind, quality=80)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)
@@ -114,30 +159,35 @@ class Still:
     image: Image.Image
 
 
-def stills(group: Group, proxy: str) -> dict[str, list[Still]]:
+def stills(group: Group, proxy: str, album: Album) -> dict[str, list[Still]]:
     """Per algorithm, the first seed's images at the start, where the mean of each gold is highest, and at the end."""
-    runs = [group.of(proxy, label)[0] for label in group.trained(proxy)]
-    runs = [run for run in runs if len(_rows(run)) > 1]
+    runs = _pictured(group, proxy, 2)
     golds = [gold for gold in group.golds(proxy) if all(run.recorded(gold) for run in runs)]
     found: dict[str, list[Still]] = {}
     for run in runs:
-        rows = _rows(run)
+        rows = run.points[SPLIT]
         points = [("start", rows[0])]
         for gold in golds:
-            top = max(rows, key=lambda row: sum(row["scores"][gold]))
+            top = max(rows, key=lambda row: _scores(row, gold).sum())
             points.append((f"peak of {gold}" if len(golds) > 1 else "peak", top))
         points.append(("end", rows[-1]))
-        prompts = list(dict.fromkeys(rows[0]["prompts"]))[: max(1, STILL_COLUMNS // len(points))]
-        every = [_still(run, row, prompt, when, proxy, golds) for prompt in prompts for when, row in points]
+        prompts = _prompts(rows[0])[: max(1, STILL_COLUMNS // len(points))]
+        every = [_still(run, row, prompt, when, proxy, golds, album) for prompt in prompts for when, row in points]
         shown = [still for still in every if still is not None]
         if len(shown) == len(every):
             found[run.label] = shown
     return found
 
 
-def _still(run: Run, row: dict[str, Any], prompt: str, when: str, proxy: str, golds: list[str]) -> Still | None:
-    k, scores = row["prompts"].index(prompt), row["scores"]
-    image = cell(run, row, k)
+def _scores(point: Scored, reward: str) -> np.ndarray:
+    scores = point.of(reward)
+    return np.full(len(point.prompts), np.nan) if scores is None else scores
+
+
+def _still(run: Run, point: Scored, prompt: str, when: str, proxy: str, golds: list[str], album: Album) -> Still | None:
+    image = album.pictures(run, point).get(prompt)
     if image is None:
         return None
-    return Still(prompt, when, row["queries"], scores[proxy][k], {gold: scores[gold][k] for gold in golds}, image)
+    k = point.prompts.index(prompt)
+    scores = {gold: float(_scores(point, gold)[k]) for gold in golds}
+    return Still(prompt, when, point.queries, float(_scores(point, proxy)[k]), scores, image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from overopt_bench.registry import algorithms, suites
@@ -43,14 +44,21 @@ class Group:
     reference: Group | None = None
     styles: Mapping[str, Style] = field(default_factory=dict)
 
+    @cached_property
+    def _cells(self) -> dict[str, dict[str, list[Run]]]:
+        """The seeds in order, by proxy and label: what does not train first, then by the date of the paper."""
+        cells: dict[str, dict[str, list[Run]]] = {}
+        for run in sorted(self.runs, key=lambda run: (run.proxy, _order(run), int(run.config["seed"]))):
+            cells.setdefault(run.proxy, {}).setdefault(run.label, []).append(run)
+        return cells
+
     def proxies(self) -> list[str]:
         """Proxies that something was trained on, sorted."""
-        return sorted({str(run.config["proxy"]) for run in self.runs})
+        return list(self._cells)
 
     def labels(self, proxy: str) -> list[str]:
         """List the algorithms run on a proxy: what does not train, then the others by the date of their paper."""
-        found = {run.label: _order(run) for run in self.runs if run.config["proxy"] == proxy}
-        return sorted(found, key=lambda label: found[label])
+        return list(self._cells.get(proxy, ()))
 
     def trained(self, proxy: str) -> list[str]:
         """List the algorithms run on a proxy that train, in the order of ``labels``."""
@@ -66,15 +74,18 @@ class Group:
 
     def style(self, label: str) -> Style:
         """Return colour and marker of a label, unlike those of any other label of the page."""
-        return (self.styles or assign(self.appearing().items()))[label]
+        return self._styles[label]
+
+    @cached_property
+    def _styles(self) -> Mapping[str, Style]:
+        return self.styles or assign(self.appearing().items())
 
     def of(self, proxy: str, label: str, reward: str | None = None) -> list[Run]:
         """The seeds of one algorithm on one proxy; only those that recorded the reward, where one is named."""
-        runs = [run for run in self.runs if run.config["proxy"] == proxy and run.label == label]
-        runs = [run for run in runs if reward is None or run.recorded(reward)]
-        return sorted(runs, key=lambda run: int(run.config["seed"]))
+        runs = self._cells.get(proxy, {}).get(label, ())
+        return [run for run in runs if reward is None or run.recorded(reward)]
 
-    @property
+    @cached_property
     def truth(self) -> str | None:
         """The reward that is true in the suite's world; None where nobody knows, as with photographs."""
         suite = suites.classes().get((None, str(self.settings["suite"])))
@@ -85,9 +96,13 @@ class Group:
 
         A reward is no gold for the runs that were trained on it: where ``proxy`` is given, it is left out.
         """
+        return [gold for gold in self._golds if gold != proxy]
+
+    @cached_property
+    def _golds(self) -> list[str]:
         asked = list(dict.fromkeys(gold for run in self.runs for gold in run.config["gold"]))
         asked = [gold for gold in asked if any(run.recorded(gold) for run in self.runs)]
-        return sorted((gold for gold in asked if gold != proxy), key=lambda gold: gold == self.truth)
+        return sorted(asked, key=lambda gold: gold == self.truth)
 
     def role(self, gold: str) -> str:
         """What a gold reward is called: "truth" where it is the suite's own truth, else "gold"."""
@@ -95,13 +110,13 @@ class Group:
 
     def lacking(self, gold: str) -> list[Run]:
         """The runs that did not record a gold, of those that were not trained on it."""
-        return [run for run in self.runs if not run.recorded(gold) and run.config["proxy"] != gold]
+        return [run for run in self.runs if not run.recorded(gold) and run.proxy != gold]
 
     def shared_queries(self, proxy: str) -> float:
         """How many queries every run on a proxy has spent, the reference's runs included."""
         parts = (part for part in (self, self.reference) if part is not None)
-        runs = [run for part in parts for run in part.runs if run.config["proxy"] == proxy]
-        return float(min(run.of("eval")[-1]["queries"] for run in runs))
+        runs = [run for part in parts for label in part.labels(proxy) for run in part.of(proxy, label)]
+        return float(min(run.evaluations.queries[-1] for run in runs))
 
     @property
     def title(self) -> str:
@@ -137,8 +152,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         tables.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     groups = []
     for text, members in tables.items():
+        settings = json.loads(text)
         for k, part in enumerate(_consistent(members)):
-            settings = json.loads(text)
             name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}" + (f"-variant{k}" if k else "")
             groups.append(Group(name, settings, tuple(part)))
     names = [g.name for g in groups]
@@ -152,7 +167,7 @@ def _consistent(runs: list[Run]) -> list[list[Run]]:
     """Split runs so that within a part all seeds of an (algorithm, proxy) have the same parameters."""
     parts: list[dict[tuple[str, str], tuple[str, list[Run]]]] = []
     for run in runs:
-        cell, params = (run.label, str(run.config["proxy"])), json.dumps(run.config.get("params", {}), sort_keys=True)
+        cell, params = (run.label, run.proxy), json.dumps(run.config.get("params", {}), sort_keys=True)
         for part in parts:
             if cell not in part or part[cell][0] == params:
                 part.setdefault(cell, (params, []))[1].append(run)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from overopt_bench.report.escape import file_name
@@ -23,10 +25,11 @@ ACROSS = 4  # panels beside each other: more cannot be read on a page
 def drawing() -> Iterator[None]:
     """Within it matplotlib draws every text as it is: a ``$`` begins no formula.
 
+    Pictures stay as they are: put together at a page's resolution, they take several times the time and space.
     Its warnings of characters that its font lacks, which become boxes, and of names too long for a panel are not
     passed on to a user's terminal: the page and the tables have the same names in full.
     """
-    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+    with matplotlib.rc_context({"text.parse_math": False, "image.composite_image": False}), warnings.catch_warnings():
         for message in ("Glyph .* missing from", "constrained_layout not applied"):
             warnings.filterwarnings("ignore", message=message)
         yield
@@ -77,6 +80,7 @@ def legend(figure: Figure, axes: np.ndarray, note: str) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
         ax.tick_params(labelsize=8)
+        ax.locator_params(nbins=4)  # ticks and their labels are more than half of a figure's time
     figure.legend(
         found.values(),
         found.keys(),
@@ -95,9 +99,15 @@ def legend_label(text: str) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Writes PNG and PDF of a figure; returns the PNG's path."""
+    """Writes PNG and PDF of a figure, laid out once and drawn once for each; returns the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{file_name(name)}.pdf")
     path = folder / f"{file_name(name)}.png"
-    figure.savefig(path, dpi=140)
+    figure.set_dpi(140)
+    write_png: Callable[[Path], None] = FigureCanvasAgg(
+        figure
+    ).print_png  # savefig draws twice, with a layout each time
+    write_png(path)
+    figure.set_layout_engine("none")
+    write_pdf: Callable[[Path], None] = FigureCanvasPdf(figure).print_pdf
+    write_pdf(path.with_suffix(".pdf"))
     return path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from overopt_bench.config import MEMORY_PARAMS, RunConfig
 from overopt_bench.errors import UserError
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
-from overopt_bench.report.statistics import Array
+from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
+from overopt_bench.report.progress import track
+from overopt_bench.report.statistics import Array, Paired, Peak, cross_fitted_peak, paired_difference
 from overopt_bench.types.algorithm import Role
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
@@ -24,7 +28,7 @@ REQUIRED: dict[str, type] = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run folder.
 
@@ -34,7 +38,10 @@ class Run:
         reason: why it is in that state; empty where there is nothing to say.
         config: the resolved configuration.
         sessions: where its numbers came from, once for each time that it was started or resumed.
-        events: the lines of ``metrics.jsonl``.
+        queries: the most that any event says were spent.
+        evaluations: what its evaluations measured.
+        points: its images' scores, by split: one entry an evaluation.
+        dormant: the dormant neurons of its critic, where it has one.
     """
 
     folder: Path
@@ -42,7 +49,10 @@ class Run:
     reason: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    queries: float = 0
+    evaluations: Evaluations = field(default_factory=lambda: evaluations([]))
+    points: Mapping[str, list[Scored]] = field(default_factory=dict)
+    dormant: Dormant | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -58,22 +68,17 @@ class Run:
 
     def key(self, split: str, number: str) -> str | None:
         """Find the name under which a metric's number, or its mean over images, is recorded; None where neither is."""
-        rows, name = self.of("eval"), f"{split}/{number}"
-        return next((key for key in (name, f"{name}/mean") if any(row.get(key) is not None for row in rows)), None)
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """Events of one kind, in order."""
-        return [e for e in self.events if e["event"] == event]
+        name = f"{split}/{number}"
+        return next((key for key in (name, f"{name}/mean") if key in self.evaluations.numbers), None)
 
     def curve(self, key: str) -> tuple[Array, Array]:
         """(queries, values) of an evaluation metric, where it was recorded."""
-        rows = [(e["queries"], e[key]) for e in self.of("eval") if e.get(key) is not None]
-        return np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], float)
+        return self.evaluations.numbers.get(key, (NOWHERE, NOWHERE))
 
     def last(self, key: str) -> float | None:
         """The metric at the end; None where the last evaluation does not have it."""
-        rows = self.of("eval")
-        return float(rows[-1][key]) if rows and rows[-1].get(key) is not None else None
+        queries, values = self.curve(key)
+        return float(values[-1]) if len(queries) and queries[-1] == self.evaluations.queries[-1] else None
 
     def at(self, key: str, queries: float) -> float | None:
         """The metric after so many queries, interpolated between evaluations; None where it was not recorded there."""
@@ -82,24 +87,44 @@ class Run:
 
     def scores(self, split: str, reward: str) -> Array | None:
         """Scores ``[points, images]`` of a split; None where single images were not kept (best-of-n)."""
-        rows = [e["scores"][reward] for e in self.of("scores") if e["split"] == split and reward in e["scores"]]
-        return np.array(rows, float) if len(rows) > 1 else None
+        rows = [row for point in self.points.get(split, ()) if (row := point.of(reward)) is not None]
+        return np.stack(rows) if len(rows) > 1 else None
+
+    def peak(self, split: str, reward: str) -> Peak | None:
+        """Where a split's scores are highest; None where single images were not kept. Found once."""
+        if (split, reward) not in self._peaks:
+            scores = self.scores(split, reward)
+            self._peaks[split, reward] = None if scores is None else cross_fitted_peak(scores)
+        return self._peaks[split, reward]
+
+    @cached_property
+    def _peaks(self) -> dict[tuple[str, str], Peak | None]:
+        return {}
+
+    def gain(self, split: str, reward: str) -> Paired | None:
+        """By how much a split's scores rose from start to end; None where single images were not kept."""
+        scores = self.scores(split, reward)
+        return None if scores is None else paired_difference(scores[-1], scores[0])
 
     def recorded(self, reward: str, split: str = "train") -> bool:
         """Whether the run evaluated the reward."""
-        return any(e.get(f"{split}/{reward}/mean") is not None for e in self.of("eval"))
+        return f"{split}/{reward}/mean" in self.evaluations.numbers
 
     @property
     def algo(self) -> str:
         return str(self.config["algo"])
 
     @property
+    def proxy(self) -> str:
+        return str(self.config["proxy"])
+
+    @cached_property
     def role(self) -> Role:
         """What the algorithm does with the policy; one that is not installed here is taken for one that trains."""
         known = algorithms.classes().get((None, self.algo))
         return "trains" if known is None else known.role
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The algorithm, with its mitigations and the tag where there are any: tags stand for other settings."""
         name = " + ".join([self.algo, *self.config.get("mitigation", ())])
@@ -108,9 +133,14 @@ class Run:
 
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded configuration with today's defaults for the fields that came after it was recorded."""
+    return {**json.loads(_defaults()), **config}
+
+
+@cache
+def _defaults() -> str:
     fields = RunConfig.model_fields.items()
     later = {name: f.get_default(call_default_factory=True) for name, f in fields if not f.is_required()}
-    return {**json.loads(json.dumps(later)), **config}
+    return json.dumps(later)
 
 
 def find_runs(paths: Iterable[Path] | None = None) -> list[Run]:
@@ -126,23 +156,30 @@ def find_runs(paths: Iterable[Path] | None = None) -> list[Run]:
     own = paths is None
     given = [Path("results")] if paths is None else list(paths)
     skipped = [Path("results", name) for name in COMMITTED] if own else []
-    folders: list[Path] = []
+    folders: dict[Path, None] = {}  # in order, each once
     for path in given:
         if not path.is_dir():
             raise UserError(
                 f"{path} is no folder; make a run with `overopt-bench run`, or give run folders or a folder of runs,"
                 " such as `overopt-bench report elsewhere/results`"
             )
-        found = sorted(
-            f.parent for name in ("config.json", "metrics.jsonl") for f in path.rglob(name) if ".tmp" not in f.name
-        )
-        found = [f for f in found if not any(f.is_relative_to(skip) for skip in skipped)]
-        folders += [f for f in dict.fromkeys(found) if f not in folders and _looks_like_run(f)]
+        folders |= dict.fromkeys(sorted(_run_folders(path, skipped)))
     if not folders:
         committed = next((path for path in skipped if path.is_dir()), None)
         hint = f"; to draw the repository's own records: `overopt-bench report {committed}`" if committed else ""
         raise UserError(f"there is no run in {', '.join(map(str, given))}; make one with `overopt-bench run`{hint}")
-    return mark_duplicates([read_run(folder) for folder in folders])
+    read = map(read_run, folders)
+    return mark_duplicates(list(track(read, description="runs read", total=len(folders))))
+
+
+def _run_folders(top: Path, skipped: Iterable[Path]) -> Iterator[Path]:
+    """Walk once through the folders below, but for the skipped ones."""
+    for name, folders, files in os.walk(top):
+        folder = Path(name)
+        folders[:] = [below for below in folders if folder / below not in skipped]
+        # Other software writes config.json too: a run has metrics or a status beside it.
+        if "metrics.jsonl" in files or {"config.json", "status.json"} <= {*files}:
+            yield folder
 
 
 def mark_duplicates(runs: list[Run]) -> list[Run]:
@@ -152,17 +189,12 @@ def mark_duplicates(runs: list[Run]) -> list[Run]:
     """
     kept: dict[str, Run] = {}
     complete = [run for run in runs if run.state == "complete"]
-    for run in sorted(complete, key=lambda run: -len(run.of("eval")[-1])):
+    for run in sorted(complete, key=lambda run: -len(run.evaluations.numbers)):
         settings = {k: v for k, v in full_settings(run.config).items() if k != "gold"}
         first = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), run)
         if first is not run:
             run.state, run.reason = "duplicate", f"same configuration and seed as {first.folder}"
     return runs
-
-
-def _looks_like_run(folder: Path) -> bool:
-    """Other software writes ``config.json`` too; a run has metrics or a status beside it."""
-    return (folder / "metrics.jsonl").exists() or (folder / "status.json").exists()
 
 
 def read_run(folder: Path) -> Run:
@@ -188,18 +220,33 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"there is no state {run.state!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         run.state, run.reason = "damaged", f"status.json: {error}"
-    lines = (folder / "metrics.jsonl").read_bytes().splitlines() if (folder / "metrics.jsonl").exists() else []
-    for number, line in enumerate(lines, 1):
-        event = parsed_line(line)
-        if not {"event", "queries"} <= event.keys():
-            run.state, run.reason = "damaged", f"metrics.jsonl line {number} of {len(lines)} does not parse"
-            break
-        run.events.append(event)
-    if not run.of("eval") and run.state in ("complete", "damaged"):
+    _read_metrics(run)
+    points = run.evaluations.queries
+    if not len(points) and run.state in ("complete", "damaged"):
         run.state, run.reason = "damaged", run.reason or "metrics.jsonl holds no evaluation"
-    elif run.state == "complete" and run.role != "selects" and run.of("eval")[-1]["queries"] < _end(run):
+    elif run.state == "complete" and run.role != "selects" and points[-1] < _end(run):
         run.state, run.reason = "damaged", "status says complete but the last evaluations are missing"
     return run
+
+
+def _read_metrics(run: Run) -> None:
+    """Puts the events of ``metrics.jsonl`` into columns, as far as they parse."""
+    file = run.folder / "metrics.jsonl"
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    events: dict[str, list[dict[str, Any]]] = {"eval": [], "scores": [], "critic": []}
+    for number, line in enumerate(lines, 1):
+        event = parsed_line(line)
+        if not (isinstance(event.get("event"), str) and isinstance(event.get("queries"), int | float)):
+            run.state, run.reason = "damaged", f"metrics.jsonl line {number} of {len(lines)} does not parse"
+            break
+        run.queries = max(run.queries, event["queries"])
+        if event["event"] in events:
+            events[event["event"]].append(event)
+    try:
+        run.evaluations = evaluations(events["eval"])
+        run.points, run.dormant = scored(events["scores"]), dormant(events["critic"])
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        run.state, run.reason = "damaged", f"metrics.jsonl: {type(error).__name__}: {error}"
 
 
 def _end(run: Run) -> int:

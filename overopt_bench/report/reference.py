@@ -54,7 +54,7 @@ def _nearest(group: Group, references: list[Group]) -> tuple[Group, str]:
     best = min(same_suite, key=lambda reference: (len(_differences(group, reference)), -len(reference.runs)))
     if differences := _differences(group, best):
         return group, f"{group.title}: no reference record has these settings; they differ in {'; '.join(differences)}"
-    runs = tuple(run for run in best.runs if run.config["proxy"] in group.proxies())
+    runs = tuple(run for run in best.runs if run.proxy in group.proxies())
     if not runs:
         return group, (
             f"{group.title}: no reference record was trained on {', '.join(group.proxies())};"
@@ -96,16 +96,15 @@ def other_parameters(group: Group) -> list[str]:
     """For each algorithm that the group and its reference share, which parameters differ, in words."""
     found = {}
     for run in group.runs:
-        for other in group.reference.runs if group.reference else ():
-            if (run.label, run.config["proxy"]) == (other.label, other.config["proxy"]):
-                here, there = (dict(one.config.get("params", {})) for one in (run, other))
-                names = sorted(here.keys() | there.keys())
-                differences = [
-                    f"{name} {_short(here.get(name))} here, {_short(there.get(name))} there"
-                    for name in names if here.get(name) != there.get(name)
-                ]  # fmt: skip
-                if differences:
-                    found[run.label] = f"{run.label} has other parameters than its reference: {'; '.join(differences)}."
+        for other in group.reference.of(run.proxy, run.label) if group.reference else ():
+            here, there = (dict(one.config.get("params", {})) for one in (run, other))
+            names = sorted(here.keys() | there.keys())
+            differences = [
+                f"{name} {_short(here.get(name))} here, {_short(there.get(name))} there"
+                for name in names if here.get(name) != there.get(name)
+            ]  # fmt: skip
+            if differences:
+                found[run.label] = f"{run.label} has other parameters than its reference: {'; '.join(differences)}."
     return list(found.values())
 
 

@@ -16,11 +16,9 @@ from overopt_bench.report.statistics import (
     Paired,
     at_matched,
     best_of_n_form,
-    cross_fitted_peak,
     fit_best_of_n,
     fit_rl,
     over_seeds,
-    paired_difference,
     rl_form,
 )
 
@@ -81,18 +79,17 @@ def _row(
         "gold at matched KL": seeds(matched_kl),
         "path KL": seeds([run.last(f"{split}/path_kl/mean") for run in runs]),
         "diversity": seeds([run.last(f"{split}/diversity") for run in runs]),
-        "seconds": float(np.mean([run.of("eval")[-1]["seconds"] for run in runs])),
+        "seconds": float(np.mean([run.curve("seconds")[1][-1] for run in runs])),
     }
 
 
 def peak_of(run: Run, split: str, gold: str) -> dict[str, float]:
     """Cross-fitted where single images were kept; best-of-n's curve is an estimate over subsets and read as it is."""
     queries, values = run.curve(f"{split}/{gold}/mean")
-    scores = run.scores(split, gold)
-    if scores is None or len(scores) != len(queries):
+    peak, points = run.peak(split, gold), run.points.get(split, ())
+    if peak is None or sum(gold in point.rewards for point in points) != len(queries):
         top = int(values.argmax())
         return {"value": float(values[top]), "queries": float(queries[top]), "drop": float(values[top] - values[-1])}
-    peak = cross_fitted_peak(scores)
     return {"value": peak.value, "queries": float(np.mean([queries[k] for k in peak.points])), "drop": peak.drop.mean}
 
 
@@ -110,22 +107,20 @@ def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
     The errors are those of paired differences: the same prompts and noise at both points.
     """
     rows = []
-    for run in sorted(group.runs, key=lambda r: (str(r.config["proxy"]), r.label, int(r.config["seed"]))):
-        proxy = run.scores(split, str(run.config["proxy"]))
-        if proxy is None or run.role == "stays":
+    for run in sorted(group.runs, key=lambda r: (r.proxy, r.label, int(r.config["seed"]))):
+        gain = run.gain(split, run.proxy)
+        if gain is None or run.role == "stays":
             continue
-        gain = paired_difference(proxy[-1], proxy[0])
-        for gold in group.golds(str(run.config["proxy"])):
-            scores = run.scores(split, gold)
-            if scores is None:
+        for gold in group.golds(run.proxy):
+            peak = run.peak(split, gold)
+            if peak is None:
                 continue
-            peak = cross_fitted_peak(scores)
             rows.append({
-                "proxy": run.config["proxy"], "algorithm": run.label, "seed": run.config["seed"],
+                "proxy": run.proxy, "algorithm": run.label, "seed": run.config["seed"],
                 "gold": gold_name(group, gold), "proxy gain": gain, "gold rise to peak": peak.rise,
                 "gold drop from peak": peak.drop, "proxy rose": _yes(gain), "gold rose": _yes(peak.rise),
                 "gold fell": _yes(peak.drop), "overoptimized": "yes" if gain.shown and peak.drop.shown else "no",
-                "images": scores.shape[1],
+                "images": len(run.points[split][0].prompts),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -172,12 +167,13 @@ def cross_table(group: Group, split: str = "train") -> dict[str, tuple[list[str]
         rewards]`` in standard deviations over the base model's images, averaged over seeds.
     """
     out: dict[str, tuple[list[str], list[str], Array]] = {}
-    trained = [run for run in group.runs if run.of("scores") and run.role == "trains"]
-    names = {name for run in trained for name in run.of("scores")[0]["scores"]}
+    trained = [run for run in group.runs if run.points.get(split) and run.role == "trains"]
+    names = {name for run in trained for name in run.points[split][0].rewards}
     golds = [gold for gold in group.golds() if gold in names]
     scored = [*golds, *sorted(names - {*golds})]
     labels = dict.fromkeys(label for proxy in group.proxies() for label in group.labels(proxy))
-    for label in (label for label in labels if any(run.label == label for run in trained)):
+    shown = {run.label for run in trained}
+    for label in (label for label in labels if label in shown):
         proxies = [p for p in group.proxies() if group.of(p, label)]
         values = np.full((len(proxies), len(scored)), np.nan)
         for r, proxy in enumerate(proxies):

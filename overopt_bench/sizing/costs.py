@@ -28,6 +28,8 @@ class Costs:
     ``*_flops``: backward passes come without the forward pass, and with what they recompute where ``checkpointed``.
     ``train_bytes`` and ``decode_bytes`` are saved for the backward pass; ``*_peak_bytes``, ``sample_bytes`` and all
     ``*_checkpointed`` are the most that is alive at once from the first operation to the last, what is saved included.
+    ``chain_*`` are those of a pass that a chain's backward pass repeats as a whole, from its input, and of XL block by
+    block besides, as ``DiffusionPolicy`` does.
     """
 
     unet_parameters: int
@@ -48,6 +50,8 @@ class Costs:
     decode_bytes: int
     decode_peak_bytes: int
     decode_bytes_checkpointed: int
+    chain_backward_flops_checkpointed: float
+    chain_bytes_checkpointed: int
 
 
 def costs(
@@ -73,6 +77,7 @@ def _costs(configs: str, dtype: torch.dtype, text_parameters: int) -> Costs:
     forward = [measure(unet, unet, inputs, dtype, graph=g, checkpointed=c) for g, c in PASSES]
     latents = (inputs[0].to(vae_dtype).requires_grad_(),)
     decode = [measure(vae, vae.decode, latents, torch.float32, graph=g, checkpointed=c) for g, c in PASSES]
+    chain = forward[2] if is_xl else forward[1]
     return Costs(
         unet_parameters, vae_parameters, text_parameters,
         (unet_parameters + text_parameters) * dtype.itemsize + vae_parameters * vae_dtype.itemsize,
@@ -80,6 +85,7 @@ def _costs(configs: str, dtype: torch.dtype, text_parameters: int) -> Costs:
         decode[0].flops, decode[1].backward_flops, decode[2].backward_flops,
         forward[0].peak, forward[1].saved, forward[1].peak, forward[2].peak,
         decode[0].peak, decode[1].saved, decode[1].peak, decode[2].peak,
+        chain.backward_flops + forward[0].flops, chain.peak,
     )  # fmt: skip
 
 
@@ -102,7 +108,7 @@ def run_flops(
         queries: images shown to the proxy.
         num_steps: T, the denoising steps of a chain.
         guided: whether classifier-free guidance doubles each pass of the U-Net.
-        checkpointed: whether activations are recomputed; backpropagation through the sampler then also repeats passes.
+        checkpointed: whether activations are recomputed.
         encoder_flops: of one image through the encoder of critics.
         reward_flops: per image, all passes of the proxy.
     """
@@ -113,6 +119,7 @@ def run_flops(
     each += image.trained * width * (costs.unet_flops + backward)
     each += image.encoded * (costs.decode_flops + encoder_flops)
     if image.backpropagated:
-        each += image.backpropagated * width * (backward + checkpointed * costs.unet_flops)
+        backward = costs.chain_backward_flops_checkpointed if checkpointed else costs.unet_backward_flops
+        each += image.backpropagated * width * backward
         each += costs.decode_backward_flops_checkpointed if checkpointed else costs.decode_backward_flops
     return queries * each

@@ -48,8 +48,9 @@ def needs(cost: Costs, guided: bool, reward_bytes: float, image: ImageCost, chec
     width = 2 if guided else 1
     sampling = max(width * cost.sample_bytes, cost.decode_sample_bytes)
     unet = width * (cost.train_bytes_checkpointed if checkpoint else cost.train_peak_bytes)
+    chain = width * (cost.chain_bytes_checkpointed if checkpoint else cost.train_peak_bytes)
     decode = (cost.decode_bytes_checkpointed if checkpoint else cost.decode_peak_bytes) + REWARD_GRAPH
-    training = max(unet, decode) if image.backpropagated else unet if image.trained else sampling
+    training = max(chain, decode) if image.backpropagated else unet if image.trained else sampling
     return Needs(cost.weight_bytes + reward_bytes, sampling, training)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
 from overopt_bench.diffusion.pipelines import KINDS, PARTS, cast
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
 from overopt_bench.weights import read_json
 
 WITHOUT_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

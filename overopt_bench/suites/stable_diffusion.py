@@ -6,13 +6,10 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
+from overopt_bench.compute.cards import cards
 from overopt_bench.diffusion.pipelines import latent_side, refuse_unsupported
-from overopt_bench.encoders.clip import CLIP_L, clip_features, clip_l
 from overopt_bench.errors import UserError
 from overopt_bench.prompts import read_prompts
 from overopt_bench.registry import register_suite
@@ -20,6 +17,9 @@ from overopt_bench.suites.architectures import ARCHITECTURES
 from overopt_bench.suites.loading import hub_patterns, load_pipeline, loaded_files, read_configs, read_index
 from overopt_bench.types import Architecture, Suite, SuiteDefaults
 from overopt_bench.weights import Repo, digest, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PUBLISHED = SuiteDefaults(  # DDPO's and TDPO's released settings
     num_steps=50, guidance_scale=5.0, eta=1.0, lora_rank=4, lora_alpha=4, budget=25_600, eval_points=11, eval_images=64,
@@ -67,10 +67,12 @@ class StableDiffusionSuite(Suite):
         }
 
     def repos(self) -> list[Repo]:
+        from overopt_bench.encoders.clip import CLIP_L
+
         return [*([self.repo] if self.repo else []), CLIP_L]
 
     def missing(self) -> str | None:
-        if not torch.cuda.is_available():
+        if not cards():
             return f"{self.name} on a CPU takes weeks, and torch finds no CUDA device here"
         weights = self.resources.weights
         for repo in self.repos():
@@ -107,10 +109,14 @@ class StableDiffusionSuite(Suite):
         return ARCHITECTURES[self.kind]
 
     def clip_features(self, images: Tensor) -> Tensor:
+        from overopt_bench.encoders.clip import clip_features, clip_l
+
         return clip_features(clip_l(self.resources), images)
 
     @property
     def clip_dim(self) -> int:
+        from overopt_bench.encoders.clip import clip_l
+
         return int(clip_l(self.resources).config.projection_dim)
 
     def weights_hashes(self) -> dict[str, str]:

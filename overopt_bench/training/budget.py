@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from overopt_bench.compute.processes import World
-from overopt_bench.evaluation.scoring import checked, shared_scores
+from overopt_bench.evaluation.scoring import all_scores, checked
 from overopt_bench.options import BudgetUnit
 from overopt_bench.types import Reward
 
@@ -92,4 +92,4 @@ class Metered:
             self._budget.queries += len(images)
             return checked(self._reward(images, prompts), self.name, prompts)
         self._budget.queries += len(self._world.share(len(images)))
-        return checked(shared_scores(self._reward, images, prompts, self._world), self.name, prompts)
+        return all_scores({self.name: self._reward}, images, prompts, self._world)[self.name]

@@ -127,7 +127,7 @@ class _Session(Session):
         if isinstance(self.algorithm, Selection) and self.pool.prompts:
             row = self.pool.evaluate(self.algorithm)
         else:
-            row, details, images = self.evaluator()
+            row, details, images = self.evaluator(whole=self.point == 0 or self.budget.exhausted)
             name = self.recorder.image(self.budget.queries, images, details[0]["columns"])
             for detail in details:
                 self.recorder.write("scores", {**self._where(), "point": self.point, **detail, "image_file": name})

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from overopt_bench.compute.processes import join_world
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
-from overopt_bench.errors import RunError, Stopped
+from overopt_bench.errors import INTERRUPTED, RunError, Stopped
 from overopt_bench.evaluation.evaluator import Evaluator
 from overopt_bench.evaluation.selection import SamplePool
 from overopt_bench.plugins import Plugin
@@ -190,7 +190,7 @@ class Session(ABC):
             self.tell()
         finally:
             sys.stdout.flush()
-            os._exit(128 + number)
+            os._exit(INTERRUPTED)
 
     def _say(self, line: str, file: TextIO | None = None) -> None:
         if self.world.main:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Generator, Tensor, nn
 
 from overopt_bench.compute.optimizer import Optimizer
+from overopt_bench.lazy import torch
 from overopt_bench.types.mitigation import Hook, Mitigations
 from overopt_bench.types.policy import Policy
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
 
 
 class AlgorithmParams(BaseModel):
@@ -162,7 +164,8 @@ class Algorithm(ABC):
         """Do one round: sample, score, update.
 
         Returns:
-            Scalars for the record, with names from the field, such as "proxy/mean" and "loss".
+            Scalars for the record, with names from the field, such as "proxy/mean" and "loss". Where there are several
+            updates of the policy in a round, "optimizer_steps" says how many; ``bench`` then times passes that are as short.
         """
 
     def critic_events(self) -> list[dict[str, Any]]:

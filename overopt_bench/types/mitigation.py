@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from overopt_bench.compute.processes import World
 from overopt_bench.errors import UserError
+from overopt_bench.lazy import torch
 from overopt_bench.text import read_value
 from overopt_bench.types.policy import Policy, Trajectory
 from overopt_bench.types.transition import Transition
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from overopt_bench.types.algorithm import Algorithm
 
 Hook = Literal["reward", "advantages", "loss", "stop"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Generator, Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from overopt_bench.compute.processes import World
+from overopt_bench.lazy import torch
 from overopt_bench.types.schedule import Prediction, Schedule
 from overopt_bench.types.transition import Transition
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
-from torch import Tensor, nn
 from typing_extensions import Self
 
-from overopt_bench.pictures import square
+from overopt_bench.lazy import torch
 from overopt_bench.types.resources import Resources
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor, nn
 
 
 class Reward(ABC):
@@ -51,6 +50,8 @@ class Reward(ABC):
 
         Rewards that have an official transform of their own use that instead.
         """
+        from overopt_bench.pictures import square
+
         return self(torch.stack([square(picture, side) for picture in pictures]).to(device), prompts)
 
     def calibrate(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
@@ -93,7 +94,7 @@ class Reward(ABC):
 
     def networks(self) -> list[nn.Module]:
         """List the networks that it holds, to say how much memory they take: the modules among its attributes."""
-        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        return [value for value in vars(self).values() if isinstance(value, torch.nn.Module)]
 
     def weights_hash(self) -> str | None:
         """Give the SHA-256 of the weights file, for the record; None where there are no weights."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from overopt_bench.options import SuiteDefaults
 from overopt_bench.types.resources import Resources
 from overopt_bench.types.schedule import Schedule
 from overopt_bench.weights import Repo, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Architecture(NamedTuple):

@@ -34,7 +34,8 @@ def test_scores_do_not_depend_on_the_batch(
         parts = [reward(images[k : k + n], prompts[k : k + n]).detach() for k in range(0, 8, n)]
         assert (torch.cat(parts) - whole).abs().max() <= limit
         with monkeypatch.context() as patch:
-            patch.setattr("overopt_bench.rewards.published.MICRO_BATCH", n)
+            for module in ("encoders.clip", "rewards.clip", "rewards.published"):
+                patch.setattr(f"overopt_bench.{module}.MICRO_BATCH", n)
             assert (reward(images, prompts).detach() - whole).abs().max() <= limit
             seen = reward.score_pictures(to_pil(images), prompts, 512)
     assert (seen - ask(reward, images.detach(), prompts)).abs().max() <= limit

@@ -14,6 +14,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows);
   }));
 }
+for (const box of document.querySelectorAll("details.table")) {
+  const field = box.querySelector(".filter"), count = box.querySelector(".count");
+  if (field === null) continue;
+  const texts = new Map();
+  const text = (row) => { if (!texts.has(row)) texts.set(row, [...row.cells].map((c) => c.textContent).join(" ").toLowerCase()); return texts.get(row); };
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/), rows = [...box.querySelector("tbody").rows];
+    for (const row of rows) row.hidden = !words.every((word) => text(row).includes(word));
+    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
+  });
+}
 for (const box of document.querySelectorAll(".filmstrip")) {
   const strips = JSON.parse(box.querySelector(".strips").textContent);
   const proxy = box.querySelector(".pick-proxy"), prompt = box.querySelector(".pick-prompt");

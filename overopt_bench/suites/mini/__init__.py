@@ -6,17 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from overopt_bench.encoders.clip import load_clip
-from overopt_bench.encoders.mini import mini_clip, mini_clip_folder, mini_features, mini_tokenizer, mini_tokens
 from overopt_bench.errors import UserError
 from overopt_bench.registry import register_suite
 from overopt_bench.suites.loading import no_progress_bars, read_settings
 from overopt_bench.types import Resources, Suite, SuiteDefaults
 from overopt_bench.weights import Weights, digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = Path(__file__).parent / "weights"
 SETTINGS = Path(__file__).parent / "settings.yaml"
@@ -95,18 +94,27 @@ class MiniSuite(Suite):
 
     def fresh_clip(self) -> Any:
         """Load a new copy of the suite's ``CLIPModel``, in float32 and evaluation mode."""
+        from overopt_bench.encoders.clip import load_clip
+        from overopt_bench.encoders.mini import mini_clip_folder
+
         return load_clip(mini_clip_folder(self.resources))
 
     @property
     def clip(self) -> Any:
         """The suite's ``CLIPModel``, shared by all that only read it."""
+        from overopt_bench.encoders.mini import mini_clip
+
         return mini_clip(self.resources)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Turn prompts into ids ``[B, 16]``."""
+        from overopt_bench.encoders.mini import mini_tokenizer, mini_tokens
+
         return mini_tokens(mini_tokenizer(self.resources), prompts)
 
     def clip_features(self, images: Tensor) -> Tensor:
+        from overopt_bench.encoders.mini import mini_features
+
         return mini_features(self.clip, images)
 
     @property

@@ -1,0 +1,27 @@
+"""``torch.compile`` with code that outlives the process, so that one run of a sweep pays for it and the others do not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PLACE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own variable; a user's value stands
+
+
+def compiled(module: Any) -> Any:
+    """Compile a network, or take its code from the cache where this machine has compiled it before.
+
+    Left to itself torch keeps the code in the temporary folder, which a restart of the machine empties and each job of a
+    cluster may have anew; here it is kept among the user's caches, unless ``TORCHINDUCTOR_CACHE_DIR`` names a folder.
+    """
+    if PLACE not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overopt-bench" / "compiled"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a home that cannot be written; the temporary folder still serves
+            return torch.compile(module)
+        os.environ[PLACE] = str(folder)
+    return torch.compile(module)

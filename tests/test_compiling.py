@@ -1,0 +1,74 @@
+"""Compiled code is kept where the next process finds it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from overopt_bench.compute import compiling
+
+SCRIPT = """
+import torch
+from torch._dynamo.utils import counters
+from overopt_bench.compute.compiling import compiled
+
+print(compiled(torch.nn.Linear(4, 4))(torch.ones(2, 4)).sum().isfinite().item())
+print(counters["inductor"]["fxgraph_cache_miss"] + counters["aot_autograd"]["autograd_cache_miss"])
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What torch was asked to compile; nothing is."""
+    seen: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda module: seen.append(module) or module)
+    monkeypatch.setenv(compiling.PLACE, "")  # so that whatever is put there is taken back
+    monkeypatch.delenv(compiling.PLACE)
+    return seen
+
+
+def test_code_is_kept_among_the_users_caches(asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    module = torch.nn.Linear(2, 2)
+    assert compiling.compiled(module) is module and asked == [module]
+    folder = tmp_path / "overopt-bench" / "compiled"
+    assert os.environ[compiling.PLACE] == str(folder) and folder.is_dir()
+
+
+def test_a_place_that_the_user_names_stands(asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(compiling.PLACE, "/elsewhere")
+    compiling.compiled(torch.nn.Linear(2, 2))
+    assert os.environ[compiling.PLACE] == "/elsewhere" and not any(tmp_path.iterdir())
+
+
+def test_a_home_that_cannot_be_written_leaves_torchs_place(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiling.compiled(torch.nn.Linear(2, 2))
+    assert len(asked) == 1 and compiling.PLACE not in os.environ
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+def test_a_second_process_compiles_less(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != compiling.PLACE}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    misses = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+        )
+        sound, missed = done.stdout.split()
+        misses.append(int(missed))
+        assert sound == "True"
+    assert misses[0] > misses[1]
