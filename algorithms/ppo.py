@@ -222,7 +222,6 @@ class Epoch(NamedTuple):
         }
 
 
-@torch.no_grad()
 def sample_epoch(ctx: TrainContext, params: SurrogateParams, eta: Tensor | None = None) -> Epoch:
     """Sample N chains from the current policy and have their images scored: N queries.
 
@@ -233,9 +232,10 @@ def sample_epoch(ctx: TrainContext, params: SurrogateParams, eta: Tensor | None 
     """
     prompts = draw_epoch_prompts(ctx, params.samples_per_epoch, params.images_per_prompt)
     with_kl = ctx.mitigations.reads_kl("reward", "advantages")
-    trajectory = ctx.policy.rollout(prompts, ctx.generators["sampling"], eta=eta, with_kl=with_kl)
-    rewards = ctx.proxy(trajectory.images, prompts)
-    return Epoch(prompts, trajectory, rewards, ctx.mitigations.reward(rewards, trajectory))
+    with torch.no_grad():
+        trajectory = ctx.policy.rollout(prompts, ctx.generators["sampling"], eta=eta, with_kl=with_kl)
+        rewards = ctx.proxy(trajectory.images, prompts)
+        return Epoch(prompts, trajectory, rewards, ctx.mitigations.reward(rewards, trajectory))
 
 
 class PerPromptStats:

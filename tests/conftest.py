@@ -7,6 +7,7 @@ that wait for each other's cores make everything several times slower.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from filelock import FileLock
 import overopt_bench.training
 from overopt_bench import plugins, registry
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell without job control starts what stands in the background so, and the tests' own processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY = Path(__file__).parent / "plugins" / "tiny.py"
 
 
