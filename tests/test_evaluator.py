@@ -123,6 +123,33 @@ def test_the_first_evaluation_measures_no_distance_that_is_known(
             parameter.data.copy_(value)
 
 
+def test_a_cpu_decodes_in_parts_what_is_no_base_sample(
+    policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images are those of a whole batch but for rounding; those that rewards are standardised on are to the bit."""
+    prompts = ["owl"] * 40
+    noise = torch.randn((policy.num_steps + 1, 40, *policy.latent_shape), generator=torch.Generator().manual_seed(0))
+    rows: list[int] = []
+    decode = policy.decode
+    monkeypatch.setattr(policy, "decode", lambda x: rows.append(len(x)) or decode(x))
+    drawn = PolicySampler(policy).draw(noise, prompts, with_kl=False).images
+    base = PolicySampler(policy, base=True).draw(noise, prompts, with_kl=False).images
+    assert rows == [32, 8, 40]
+    assert torch.allclose(drawn, policy.sample(noise, prompts)[0].images, rtol=0, atol=1e-5)
+    with policy.base():
+        assert torch.equal(base, policy.sample(noise, prompts)[0].images)
+
+
+def test_distances_do_not_hang_on_micro_batches(policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model's first step that was kept for one size of micro-batch is none of another's."""
+    sampler = PolicySampler(policy)
+    split = make_split("train", ["owl", "cat"], 4, 0, sampler.noise_shape)
+    whole = sampler.draw(split.noise, split.prompts, with_kl=True).kl
+    monkeypatch.setattr(policy, "micro_batch", 3)
+    parts = sampler.draw(split.noise, split.prompts, with_kl=True).kl
+    assert whole is not None and parts is not None and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
+
+
 def test_between_start_and_end_only_the_followed_splits_are_drawn(policy: DiffusionPolicy) -> None:
     suite = get_suite("mini")
     evaluator = Evaluator(PolicySampler(policy), {}, suite.clip_features, PROMPTS, images=4)

@@ -13,6 +13,10 @@ from overopt_bench.diffusion.decoder import refuse_infinite
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.types import Transition
 
+DECODED = (
+    32  # rows that a CPU decodes at a time: a fifth faster than 64 on mini, whose activations then stay in its caches
+)
+
 
 class Drawn(NamedTuple):
     """What a sampler made of B prompts: images ``[B, 3, H, W]`` in [0, 1], and the KL of each step ``[B, T]`` or None."""
@@ -62,7 +66,7 @@ class PolicySampler:
     def __init__(self, policy: DiffusionPolicy, *, base: bool = False) -> None:
         self.policy, self.base = policy, base
         self.lacks_kl = "this is the base model" if base else None
-        self._starts: dict[tuple[int, int], tuple[Tensor, Transition]] = {}
+        self._starts: dict[tuple[int, int, int], tuple[Tensor, Transition]] = {}
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -82,7 +86,7 @@ class PolicySampler:
             for link in policy.walk(noise[:, rows].to(policy.device), own, with_kl=measured, start=start):
                 x = link.x_next
                 kl += [] if link.kl is None else [link.kl]
-            return (policy.decode(x), *([torch.stack(kl, 1)] if measured else []))
+            return (self._decode(x), *([torch.stack(kl, 1)] if measured else []))
 
         with policy.base() if self.base else nullcontext():
             images, *columns = policy.world.map(work, len(prompts), policy.micro_batch)
@@ -93,9 +97,17 @@ class PolicySampler:
             columns = [torch.where(eta > 0, 0.0, torch.nan).repeat(len(images), 1)]
         return Drawn(images, columns[0] if with_kl else None)
 
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode a micro-batch, on a CPU in parts.
+
+        Not those of the base model: rewards are standardised on them, and their last bits would be felt in training.
+        """
+        rows = DECODED if self.policy.device.type == "cpu" and not self.base else len(latents)
+        return torch.cat([self.policy.decode(part) for part in latents.split(rows)])
+
     def _base_start(self, noise: Tensor, prompts: Sequence[str], rows: Tensor) -> Transition:
         """The base model's first step from a micro-batch of an evaluation's noise: the same every time it is asked for."""
-        place = (id(noise), int(rows[0]))
+        place = (id(noise), int(rows[0]), len(rows))
         if place not in self._starts:
             with self.policy.base():
                 x = noise[0][rows].to(self.policy.device)
