@@ -12,6 +12,7 @@ from torch import Tensor
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import UserError
+from overopt_bench.evaluation import sampler as sampling
 from overopt_bench.evaluation.evaluator import Evaluator, evaluate_split
 from overopt_bench.evaluation.metrics import diversity
 from overopt_bench.evaluation.sampler import Drawn, PolicySampler
@@ -127,14 +128,15 @@ def test_a_cpu_decodes_in_parts_what_is_no_base_sample(
     policy: DiffusionPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The images are those of a whole batch but for rounding; those that rewards are standardised on are to the bit."""
-    prompts = ["owl"] * 40
-    noise = torch.randn((policy.num_steps + 1, 40, *policy.latent_shape), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(sampling, "DECODED", 2)
+    prompts = ["owl"] * 3
+    noise = torch.randn((policy.num_steps + 1, 3, *policy.latent_shape), generator=torch.Generator().manual_seed(0))
     rows: list[int] = []
     decode = policy.decode
     monkeypatch.setattr(policy, "decode", lambda x: rows.append(len(x)) or decode(x))
     drawn = PolicySampler(policy).draw(noise, prompts, with_kl=False).images
     base = PolicySampler(policy, base=True).draw(noise, prompts, with_kl=False).images
-    assert rows == [32, 8, 40]
+    assert rows == [2, 1, 3]
     assert torch.allclose(drawn, policy.sample(noise, prompts)[0].images, rtol=0, atol=1e-5)
     with policy.base():
         assert torch.equal(base, policy.sample(noise, prompts)[0].images)
