@@ -22,6 +22,7 @@ from types import FrameType, ModuleType
 
 from overopt_bench.commands.grid import Cells
 from overopt_bench.commands.states import Board
+from overopt_bench.compute.cores import cores
 from overopt_bench.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, RunError, Stopped, UserError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -57,11 +58,6 @@ class Worker:
             return f"killed by {signal.Signals(-code).name}; {self.log}"
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         return f"{lines[-1].removeprefix('error: ')}; {self.log}"
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cards(device: str) -> list[str]:

@@ -21,8 +21,8 @@ from overopt_bench.report.groups import Group, group_runs, with_styles
 from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.measured import measured, metrics_table
-from overopt_bench.report.progress import track
 from overopt_bench.report.reference import reference_runs, with_reference
+from overopt_bench.report.shared_out import each
 from overopt_bench.report.verdicts import (
     comparisons,
     comparisons_table,
@@ -100,7 +100,7 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
     album = Album()
     with drawing():
         jobs = list(_figures(group, album))
-        made = [_draw(job, out / "figures") for job in track(jobs, f"figures of {group.title}", len(jobs))]
+        made = each(partial(_draw, folder=out / "figures"), jobs, f"figures of {group.title}")
     happened, compared = outcomes(group), comparisons(group)
     shown = []
     for title, name, note, table in (

@@ -13,6 +13,7 @@ from overopt_bench.report.statistics import Array
 
 THRESHOLDS = ("0", "0.025", "0.1")  # of dormancy, as records name them
 SPLITS = ("train", "heldout")  # whose single images tables and figures read
+NUMBERS = {bool, int, float}  # of JSON
 NOWHERE = np.empty(0)
 
 
@@ -35,10 +36,9 @@ def evaluations(rows: Sequence[Mapping[str, Any]]) -> Evaluations:
     numbers = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         values = [row.get(key) for row in rows]
-        known = [isinstance(value, int | float) for value in values]
-        if all(known):
+        if {*map(type, values)} <= NUMBERS:
             numbers[key] = queries, np.array(values, float)
-        elif any(known):
+        elif any(known := [type(value) in NUMBERS for value in values]):
             numbers[key] = queries[known], np.array([v for v, is_known in zip(values, known, strict=True) if is_known])
     return Evaluations(queries, numbers)
 

@@ -17,11 +17,12 @@ from overopt_bench.errors import UserError
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
 from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
-from overopt_bench.report.progress import track
+from overopt_bench.report.shared_out import each
 from overopt_bench.report.statistics import Array, Paired, Peak, cross_fitted_peak, paired_difference
 from overopt_bench.types.algorithm import Role
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
+MANY = 100  # runs that are worth a process that reads them
 COMMITTED = ("reference", "search")  # folders of the repository's own records within ``results``
 REQUIRED: dict[str, type] = {
     "algo": str, "proxy": str, "gold": list, "suite": str, "seed": int, "budget": int, "budget_unit": str
@@ -168,8 +169,8 @@ def find_runs(paths: Iterable[Path] | None = None) -> list[Run]:
         committed = next((path for path in skipped if path.is_dir()), None)
         hint = f"; to draw the repository's own records: `overopt-bench report {committed}`" if committed else ""
         raise UserError(f"there is no run in {', '.join(map(str, given))}; make one with `overopt-bench run`{hint}")
-    read = map(read_run, folders)
-    return mark_duplicates(list(track(read, description="runs read", total=len(folders))))
+    algorithms.classes()  # imported once, and not by each of the workers that ask for a run's role
+    return mark_duplicates(each(read_run, list(folders), "runs read", MANY))
 
 
 def _run_folders(top: Path, skipped: Iterable[Path]) -> Iterator[Path]:
