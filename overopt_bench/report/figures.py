@@ -65,7 +65,10 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
         ax.set_visible(False)
     for k, (ax, (label, (trained, scored, values))) in enumerate(zip(axes.flat, changes.items(), strict=False)):
         sns.heatmap(values, ax=ax, vmin=-limit, vmax=limit, cmap="PuOr", center=0, annot=True, fmt=".1f", annot_kws={"size": 7},
-                    xticklabels=scored, yticklabels=trained, cbar=k % across == across - 1)  # fmt: skip
+                    xticklabels=False, yticklabels=False, cbar=k % across == across - 1)  # fmt: skip
+        # Seaborn would draw an empty picture of the whole figure for each name, to see which overlap.
+        ax.set_xticks(np.arange(len(scored)) + 0.5, scored, rotation="vertical")
+        ax.set_yticks(np.arange(len(trained)) + 0.5, trained)
         ax.set_title(label, fontsize=9)
         ax.tick_params(labelsize=7)
     return figure

@@ -38,7 +38,6 @@ def drawing() -> Iterator[None]:
 def panels(rows: int, columns: int, title: str, width: float = 3.3, height: float = 2.7) -> tuple[Figure, np.ndarray]:
     """A titled figure and its axes ``[rows, columns]``, each of ``width`` by ``height`` inches."""
     figure = Figure(figsize=(max(7.0, width * columns), height * rows + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)  # measures texts again and again without a picture of its own for each
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, fontsize=10)
     return figure, axes
