@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
 from typing_extensions import Self
 
 from overopt_bench.encoders.clip import (
@@ -24,13 +21,17 @@ from overopt_bench.encoders.clip import (
 )
 from overopt_bench.encoders.devices import follow
 from overopt_bench.encoders.shared import once_a_batch, once_a_run
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Resources
 from overopt_bench.weights import Repo, digest, load_strictly, read_state
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import CLIPModel, CLIPTokenizer
+
+    from overopt_bench.rewards.heads import AestheticPredictor
 
 PICKSCORE = Repo(
     "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", "MIT (code); none stated for the weights",
@@ -123,36 +124,6 @@ class PickScore(ClipReward):
         return torch.as_tensor(self.clip.logit_scale.exp() * self.cosine(features, prompts))
 
 
-class RegressionHead(nn.Module):
-    """Five linear layers with dropout and no activation between them, an affine map from ``[B, D]`` to ``[B]``.
-
-    The head of LAION's predictor and of ImageReward, under their key names. Sizes come from the state dict.
-    """
-
-    def __init__(self, inputs: int, hidden: Sequence[int] = (1024, 128, 64, 16)) -> None:
-        super().__init__()
-        sizes = [inputs, *hidden, 1]
-        linear = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-        dropouts = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
-        self.layers = nn.Sequential(
-            linear[0], dropouts[0], linear[1], dropouts[1], linear[2], dropouts[2], linear[3], linear[4]
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.as_tensor(self.layers(features).squeeze(-1))
-
-
-class AestheticPredictor(nn.Module):
-    """The head on CLIP's unit embedding, from normalised pixels ``[B, 3, side, side]`` to scores ``[B]``."""
-
-    def __init__(self, clip: CLIPModel, head: RegressionHead) -> None:
-        super().__init__()
-        self.clip, self.head = clip, head
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return torch.as_tensor(self.head(image_embeddings(self.clip, pixels)))
-
-
 @register_reward(suite="sd")
 class Aesthetic(ClipReward):
     """LAION's aesthetic predictor v2 (sac+logos+ava1, linear MSE) on CLIP ViT-L/14; every score lies in [-12.8, 23.3]."""
@@ -164,6 +135,8 @@ class Aesthetic(ClipReward):
 
     @classmethod
     def load(cls, resources: Resources) -> Self:
+        from overopt_bench.rewards.heads import AestheticPredictor, RegressionHead
+
         state = read_state(AESTHETIC_HEAD)
         head = RegressionHead(state["layers.0.weight"].shape[1])
         load_strictly(head, state, AESTHETIC_HEAD)

@@ -6,14 +6,11 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
 from typing_extensions import Self
 
 from overopt_bench.encoders.preprocessing import letterbox, to_tensor
 from overopt_bench.encoders.shared import once_a_run
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_reward
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.types import Resources
@@ -22,6 +19,8 @@ from overopt_bench.weights import Repo, digest, load_strictly, read_json, read_s
 if TYPE_CHECKING:
     from open_clip.model import CLIP
     from open_clip.tokenizer import SimpleTokenizer
+    from PIL import Image
+    from torch import Tensor
 
 REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 HPS_V2 = Repo(
@@ -85,10 +84,10 @@ class HPSv2(PublishedReward):
     def _text(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         limit = int(self.tokenizer.context_length)
         self.warn_cut(prompts, [len(self.tokenizer.encode(p)) + 2 > limit for p in prompts], limit)
-        return F.normalize(self.model.encode_text(self.tokenizer(list(prompts)).to(device)), dim=-1)
+        return torch.nn.functional.normalize(self.model.encode_text(self.tokenizer(list(prompts)).to(device)), dim=-1)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(pixels), dim=-1)
+        return torch.nn.functional.normalize(self.model.encode_image(pixels), dim=-1)
 
     def official_pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         return torch.cat([letterbox(to_tensor([picture]), self.side) for picture in pictures])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from overopt_bench.encoders.preprocessing import to_pil
 from overopt_bench.encoders.shared import once_a_batch
+from overopt_bench.lazy import torch
 from overopt_bench.registry import register_reward
 from overopt_bench.types import Reward
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def jpeg_kilobytes(images: Tensor) -> Tensor:

@@ -6,17 +6,18 @@ import sys
 import textwrap
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from typing import ClassVar
-
-import torch
-from PIL import Image
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from overopt_bench.encoders.clip import MICRO_BATCH, encoder_pixels
 from overopt_bench.encoders.devices import follow
 from overopt_bench.encoders.preprocessing import clip_pixels, differentiable_pixels
+from overopt_bench.lazy import torch
 from overopt_bench.types import Reward
 from overopt_bench.weights import Repo
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
 
 
 class PublishedReward(Reward):
@@ -68,15 +69,15 @@ class PublishedReward(Reward):
         follow(self.model, images)
         return torch.cat([self.encode_pixels(pixels) for pixels in self._pixels(images)])
 
-    @torch.no_grad()
     def score_pictures(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], side: int, device: str | torch.device = "cpu"
     ) -> Tensor:
         parts = []
-        for k in range(0, len(pictures), MICRO_BATCH):
-            pixels = self.official_pixels(pictures[k : k + MICRO_BATCH]).to(device)
-            follow(self.model, pixels)
-            parts.append(self.score_pixels(pixels, prompts[k : k + MICRO_BATCH]))
+        with torch.no_grad():
+            for k in range(0, len(pictures), MICRO_BATCH):
+                pixels = self.official_pixels(pictures[k : k + MICRO_BATCH]).to(device)
+                follow(self.model, pixels)
+                parts.append(self.score_pixels(pixels, prompts[k : k + MICRO_BATCH]))
         return torch.cat(parts)
 
     def _pixels(self, images: Tensor) -> Iterator[Tensor]:

@@ -29,7 +29,8 @@ from official.weights import digest, fill
 from torch import Tensor, nn
 
 from overopt_bench.encoders.preprocessing import MEAN, STD, normalise
-from overopt_bench.rewards.imagereward import ImageReward, ImageRewardModel, transformers_names
+from overopt_bench.rewards.blip import ImageRewardModel, transformers_names
+from overopt_bench.rewards.imagereward import ImageReward
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from PIL import features
 
 from overopt_bench.registry import get_reward, get_suite, rewards
-from overopt_bench.rewards.human import Judge
 from overopt_bench.rewards.jpeg import jpeg_kilobytes
+from overopt_bench.rewards.judge import Judge
 
 GOLDEN = Path(__file__).parent / "golden"
 

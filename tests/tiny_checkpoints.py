@@ -35,7 +35,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from overopt_bench.rewards.imagereward import BLOCK_NAMES, VISION_NAMES, ImageRewardModel
+from overopt_bench.rewards.blip import BLOCK_NAMES, VISION_NAMES, ImageRewardModel
 
 T = TypeVar("T", bound=torch.nn.Module)
 SCHEDULE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def compiled(module: Any) -> Any:
     Left to itself torch keeps the code in the temporary folder, which a restart of the machine empties and each job of a
     cluster may have anew; here it is kept among the user's caches, unless ``TORCHINDUCTOR_CACHE_DIR`` names a folder.
     """
-    if PLACE not in os.environ:
+    if not _named_by_the_user(os.environ.get(PLACE)):
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "overopt-bench" / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -25,3 +26,14 @@ def compiled(module: Any) -> Any:
             return torch.compile(module)
         os.environ[PLACE] = str(folder)
     return torch.compile(module)
+
+
+def _named_by_the_user(place: str | None) -> bool:
+    """Tell a user's folder from the one that torch writes into the variable itself once its compiler is imported.
+
+    diffusers and peft import the compiler, so that by now the variable names ``torchinductor_USER`` among the temporary
+    files even where nobody has set it.
+    """
+    if not place:
+        return False
+    return not (Path(place).name.startswith("torchinductor_") and Path(place).parent == Path(tempfile.gettempdir()))

@@ -11,18 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from overopt_bench.encoders.devices import follow
 from overopt_bench.encoders.preprocessing import clip_pixels, differentiable_pixels, to_pil
 from overopt_bench.encoders.shared import once_a_batch
+from overopt_bench.lazy import torch
 from overopt_bench.types import Resources
 from overopt_bench.weights import Repo, load_strictly, read_json, read_state, refusing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
     from transformers import CLIPModel, CLIPTokenizer
 
 CLIP_L = Repo(
@@ -68,12 +66,14 @@ def clip_l_tokenizer(resources: Resources) -> CLIPTokenizer:
 
 def image_embeddings(clip: CLIPModel, pixels: Tensor) -> Tensor:
     """Embed normalised pixels ``[B, 3, side, side]`` as L2-normalised vectors ``[B, D]``."""
-    return F.normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+    return torch.nn.functional.normalize(
+        clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1
+    )
 
 
 def text_embeddings(clip: CLIPModel, ids: Tensor) -> Tensor:
     """Embed token ids ``[B, L]`` as L2-normalised vectors ``[B, D]``; attention is causal, so padding does not matter."""
-    return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
+    return torch.nn.functional.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
 def encoder_pixels(

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from overopt_bench.encoders.clip import image_embeddings, load_clip, load_tokenizer
 from overopt_bench.encoders.devices import follow
 from overopt_bench.encoders.shared import once_a_batch
+from overopt_bench.lazy import torch
 from overopt_bench.types import Resources
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import CLIPModel, CLIPTokenizer
 
 CONTEXT = 16  # tokens of a prompt; the longest caption that it was trained on is shorter

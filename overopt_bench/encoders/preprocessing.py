@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from overopt_bench.encoders.shared import once_a_batch
+from overopt_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP; BLIP and ImageReward use the same
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,6 +43,8 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def _pictures(images: Tensor) -> list[Image.Image]:
+    from PIL import Image
+
     if not bool(torch.isfinite(images).all()):
         raise FloatingPointError("an image holds NaN or infinity")
     pixels = (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)
@@ -51,6 +53,8 @@ def _pictures(images: Tensor) -> list[Image.Image]:
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     """Turn RGB pictures of one size into images ``[B, 3, H, W]`` in [0, 1]."""
+    import numpy as np
+
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
 
 
@@ -63,6 +67,8 @@ def resize_and_crop(picture: Image.Image, side: int, crop: str = "hub") -> Image
         crop: where an odd number of pixels is left over, "hub" starts at their half rounded down, as the Hub's
             processors do; "torchvision" at the half rounded to even, as torchvision's ``CenterCrop``.
     """
+    from PIL import Image
+
     w, h = picture.size
     scale_w, scale_h = (side, int(side * h / w)) if w <= h else (int(side * w / h), side)
     if (w, h) != (scale_w, scale_h):
@@ -88,9 +94,9 @@ def letterbox(images: Tensor, side: int, antialias: bool = True) -> Tensor:
     scale = side / max(h, w)
     new_h, new_w = round(h * scale), round(w * scale)
     if (new_h, new_w) != (h, w):
-        images = F.interpolate(images, (new_h, new_w), mode="bicubic", antialias=antialias)
+        images = torch.nn.functional.interpolate(images, (new_h, new_w), mode="bicubic", antialias=antialias)
     left, top = (side - new_w) // 2, (side - new_h) // 2
-    return normalise(F.pad(images, (left, side - new_w - left, top, side - new_h - top)))
+    return normalise(torch.nn.functional.pad(images, (left, side - new_w - left, top, side - new_h - top)))
 
 
 def differentiable_pixels(images: Tensor, side: int) -> Tensor:
@@ -102,6 +108,6 @@ def differentiable_pixels(images: Tensor, side: int) -> Tensor:
     new_h, new_w = (int(side * h / w), side) if w <= h else (side, int(side * w / h))
     images = at_least_float32(images)
     if (new_h, new_w) != (h, w):
-        images = F.interpolate(images, (new_h, new_w), mode="bicubic", antialias=True).clamp(0, 1)
+        images = torch.nn.functional.interpolate(images, (new_h, new_w), mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (new_h - side) // 2, (new_w - side) // 2
     return normalise(images[..., top : top + side, left : left + side])

@@ -16,7 +16,8 @@ from published_rewards import CLIP, FILES, NAMES, PICK, filled, load
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from overopt_bench.rewards.clip import AESTHETIC_HEAD, RegressionHead
+from overopt_bench.rewards.clip import AESTHETIC_HEAD
+from overopt_bench.rewards.heads import RegressionHead
 from overopt_bench.rewards.published import PublishedReward
 from overopt_bench.weights import load_strictly, read_state
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from overopt_bench.encoders.preprocessing import to_pil, to_tensor
 from overopt_bench.registry import get_suite, rewards
-from overopt_bench.rewards.clip import AESTHETIC_HEAD, RegressionHead
+from overopt_bench.rewards.clip import AESTHETIC_HEAD
+from overopt_bench.rewards.heads import RegressionHead
 from overopt_bench.rewards.published import PublishedReward
 
 pytestmark = pytest.mark.usefixtures("one_thread")

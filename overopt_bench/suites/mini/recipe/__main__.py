@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from overopt_bench.rewards.human import Human
-from overopt_bench.rewards.mini import CrossAttentionScorer, SimilarityScorer
+from overopt_bench.rewards.scorers import CrossAttentionScorer, SimilarityScorer
 from overopt_bench.suites.mini import WEIGHTS, MiniSuite
 from overopt_bench.suites.mini.recipe import card, generator, judge, proxies, quality
 from overopt_bench.suites.mini.recipe.data import EmojiSet, load_emoji

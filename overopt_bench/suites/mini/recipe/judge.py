@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from overopt_bench.rewards.human import Judge, Member, NamingNet
+from overopt_bench.rewards.judge import Judge, Member, NamingNet
 from overopt_bench.suites.mini.recipe.data import EmojiSet, augment
 from overopt_bench.suites.mini.recipe.generator import encode_latents
 from overopt_bench.suites.mini.recipe.samples import CORRUPTIONS, Sampler, corrupt

@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from overopt_bench.encoders.mini import mini_features
 from overopt_bench.rewards.human import Human
-from overopt_bench.rewards.mini import AestheticHead, CrossAttentionScorer, SimilarityScorer
+from overopt_bench.rewards.scorers import AestheticHead, CrossAttentionScorer, SimilarityScorer
 from overopt_bench.suites.mini.recipe.data import EmojiSet, augment
 from overopt_bench.suites.mini.recipe.samples import Sampler
 from overopt_bench.suites.mini.recipe.settings import Settings

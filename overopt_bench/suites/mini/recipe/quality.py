@@ -9,7 +9,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Generator, Tensor
 
-from overopt_bench.rewards.human import Human, NamingNet
+from overopt_bench.rewards.human import Human
+from overopt_bench.rewards.judge import NamingNet
 from overopt_bench.suites.mini.recipe.data import EmojiSet, augment
 from overopt_bench.suites.mini.recipe.generator import psnr
 from overopt_bench.suites.mini.recipe.samples import Sampler, corrupt
