@@ -39,6 +39,7 @@ class FakeTrain:
             raise self.error
         folder = config.folder(rest["out"])
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"config_hash": config.config_hash()}))
+        recorded = {"config": config.model_dump(mode="json"), "config_hash": config.config_hash()}
+        (folder / "config.json").write_text(json.dumps(recorded))
         (folder / "status.json").write_text(json.dumps({"state": "complete"}))
         return folder

@@ -130,10 +130,21 @@ def test_sweep_runs_the_grid_and_skips_what_is_complete(train: FakeTrain, capsys
 def test_sweep_refuses_folders_of_another_configuration_before_it_starts(
     train: FakeTrain, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """All folders are named, each difference once, and the run that could have begun does not begin."""
     assert cli.main([*SWEEP, "--seeds", "1"]) == 0
+    Path("results/tiny/darkness/climb/seed1/status.json").unlink()  # killed before it was written
+    assert cli.main([*SWEEP, "--algo", "climb", "--seeds", "2", "--budget", "7"]) == 0
     train.calls.clear()
-    assert cli.main([*SWEEP, "--budget", "5"]) == 2
-    assert train.calls == [] and "holds a run of another configuration" in capsys.readouterr().err
+    capsys.readouterr()
+    assert cli.main([*SWEEP, "--seeds", "0-2", "--budget", "5"]) == 2
+    said = capsys.readouterr()
+    assert train.calls == [] and said.out == "" and not Path("results/tiny/darkness/climb/seed0").exists()
+    climb, slide = (Path("results/tiny/darkness", algo) for algo in ("climb", "slide"))
+    assert said.err == (
+        "error: nothing was started, for 3 of 6 runs have a folder that was made by another configuration:"
+        f" {climb / 'seed1'}, {slide / 'seed1'} (budget: 64 there, 5 asked); {climb / 'seed2'} (budget: 7 there, 5 asked);"
+        " use another --tag or --out\n"
+    )
 
 
 def test_sweep_goes_on_after_a_failure_and_says_so_at_the_end(

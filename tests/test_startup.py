@@ -1,4 +1,4 @@
-"""What the command line imports before it answers: a refusal waits for nothing heavy, `list` for torch alone."""
+"""What the command line imports before it answers: help, a refusal and `list` wait for nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overopt_bench import announced
+from overopt_bench import announced, cli
 from overopt_bench.errors import UserError
 from overopt_bench.registry import Registry, algorithms, metrics, mitigations, rewards, suites
 from overopt_bench.types import Algorithm
@@ -81,17 +81,29 @@ def test_what_is_refused_is_refused_before_torch_is_imported() -> None:
 def test_a_folder_of_another_configuration_is_refused_before_torch_is_imported() -> None:
     """Committed records, so the difference is what is asked for here."""
     record = ["run", "--out", "results/reference", "--algo", "tdpo", "--proxy", "imagereward", "--seed", "1"]
-    ((status, said, heavy),) = probe([*record, "--suite", "mini", "--budget", "77"])
-    assert status == 2 and "was made by another configuration" in said and "77 asked" in said, said
-    assert heavy == []
+    sweep = ["sweep", "--out", "results/reference", "--algo", "tdpo,ddpo", "--proxy", "imagereward", "--seeds", "0-1"]
+    one, many = probe(*([*line, "--suite", "mini", "--budget", "77"] for line in (record, sweep)))
+    for (status, said, heavy), folders in ((one, 1), (many, 4)):
+        assert status == 2 and "was made by another configuration" in said and "77 asked" in said, said
+        assert said.count("/seed") == folders and heavy == []
 
 
-def test_list_waits_for_torch_and_not_for_what_trains_or_draws() -> None:
-    (_, listed, heavy), (status, said, more) = probe(["list"], ["doctor", "--suite", "mini", "--device", "cpu"])
-    assert "uwo:A+B" in listed and "tdpo_r" in listed
-    assert {*heavy} <= {"numpy", "PIL", "torch"}
+def test_help_waits_for_nothing_heavy() -> None:
+    commands = [function.__name__ for function in cli.COMMANDS]
+    for name, (status, said, heavy) in zip(commands, probe(*([name, "--help"] for name in commands)), strict=True):
+        assert status == 0 and f"Usage: overopt-bench {name}" in said and heavy == []
+
+
+def test_list_waits_for_nothing_heavy_and_doctor_for_torch() -> None:
+    listed, rewards_listed, diagnosed = probe(
+        ["list"], ["list", "rewards"], ["doctor", "--suite", "mini", "--device", "cpu"]
+    )
+    assert "uwo:A+B" in listed[1] and "tdpo_r" in listed[1] and rewards_listed[1].strip() in listed[1]
+    assert listed[0] == rewards_listed[0] == 0 and listed[2] == rewards_listed[2] == []
+    assert "does not import" not in listed[1]
+    status, said, heavy = diagnosed
     assert status == 0 and "device    cpu" in said
-    assert {*more} <= {"numpy", "PIL", "torch"}
+    assert {*heavy} <= {"numpy", "PIL", "torch"}
 
 
 def test_entry_points_promise_what_is_registered() -> None:

@@ -16,6 +16,7 @@ from overopt_bench.errors import UserError
 from overopt_bench.files import atomic
 from overopt_bench.plugins import load_plugins
 from overopt_bench.recording.claims import claimed
+from overopt_bench.recording.identity import other_configuration
 from overopt_bench.text import read_text
 
 SCHEMA = 1  # of the file
@@ -68,13 +69,24 @@ class Cells:
         """List the runs that are not complete.
 
         Raises:
-            UserError: where a folder holds a run of another configuration.
+            UserError: where folders hold runs of other configurations, so that none of the runs should be started; it
+                names all of them.
         """
-        states = [self.state(index) for index in range(len(self.configs))]
-        if "another configuration" in states:
-            folder = self.folder(states.index("another configuration"))
-            raise UserError(f"{folder} holds a run of another configuration; give --tag or another --out")
-        return [index for index, state in enumerate(states) if state != "complete"]
+        self._refuse_other_configurations()
+        return [index for index in range(len(self.configs)) if self.state(index) != "complete"]
+
+    def _refuse_other_configurations(self) -> None:
+        folders: dict[str, list[str]] = {}  # by what differs, which mostly is one thing in all of them
+        for index, config in enumerate(self.configs):
+            if (difference := other_configuration(self.folder(index), config)) is not None:
+                folders.setdefault(difference, []).append(str(self.folder(index)))
+        if folders:
+            named = "; ".join(f"{', '.join(paths)} ({difference})" for difference, paths in folders.items())
+            count = sum(map(len, folders.values()))
+            raise UserError(
+                f"nothing was started, for {count} of {len(self.configs)} runs have a folder that was made by another"
+                f" configuration: {named}; use another --tag or --out"
+            )
 
     def check(self, index: int) -> int:
         """Return an index that exists.

@@ -81,9 +81,10 @@ def run_grid(arguments: Arguments) -> list[Path]:
         await_claim(cells.folder(index))
         cells.start(index)
     else:
+        todo = cells.todo()
         if options is not None:
             announce(options, cells.configs)
-        run_all(cells, asked.jobs, command_line(["overopt-bench", "sweep", *_words(arguments)]))
+        run_all(cells, todo, asked.jobs, command_line(["overopt-bench", "sweep", *_words(arguments)]))
     return [cells.folder(index) for index in range(len(cells.configs))]
 
 
@@ -136,16 +137,16 @@ def _listed(cells: Cells, arguments: Arguments) -> list[str]:
     return [f"{i:>{width}}  {cells.state(i):<11}  {start} --index {i}" for i in range(len(cells.configs))]
 
 
-def run_all(cells: Cells, jobs: int | None, command: str) -> None:
+def run_all(cells: Cells, todo: Sequence[int], jobs: int | None, command: str) -> None:
     """Run what is not complete; one failure does not stop the others, unless several processes share the runs.
 
     Args:
         cells: the runs.
+        todo: which of them are not complete.
         jobs: how many side by side; None for as many as the machine takes.
         command: the command that goes on with the sweep.
 
     Raises:
-        UserError: before the first run, where a folder belongs to another configuration.
         RunError: at the end, where any failed; names each.
         Stopped: after a signal, when what was under way is saved.
     """
@@ -153,7 +154,6 @@ def run_all(cells: Cells, jobs: int | None, command: str) -> None:
     from overopt_bench.errors import Stopped
     from overopt_bench.training.stopping import print_last
 
-    todo = cells.todo()
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if os.environ.get("RANK", "0") == "0":
         print(f"sweep: {len(cells.configs)} runs, {len(cells.configs) - len(todo)} complete already", flush=True)

@@ -50,23 +50,39 @@ def refuse_another_configuration(folder: Path, config: RunConfig) -> None:
     Raises:
         UserError: which shows the difference, or says that the file is damaged.
     """
+    if (difference := other_configuration(folder, config)) is not None:
+        raise UserError(f"{folder} was made by another configuration ({difference}); use another --tag or --out")
+
+
+def other_configuration(folder: Path, config: RunConfig) -> str | None:
+    """Tell how the configuration that made a folder differs from another; needs neither weights nor torch.
+
+    Args:
+        folder: a run folder, or a path where there is nothing yet.
+        config: the configuration that is asked for.
+
+    Returns:
+        Each setting that differs, "there" and "asked"; None where nothing does or nothing is there.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
     path = folder / "config.json"
     if not path.exists():
-        return
+        return None
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         old = dict(recorded["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete the folder or use another --tag") from None
     if recorded.get("config_hash") == config.config_hash():
-        return
+        return None
     new = config.model_dump(mode="json")
     flat_old, flat_new = ({**c, **{f"params.{k}": v for k, v in c["params"].items()}} for c in (old, new))
-    changed = [
+    return "; ".join(
         f"{k}: {_shortened(flat_old.get(k))} there, {_shortened(flat_new.get(k))} asked"
         for k in sorted({*flat_old, *flat_new} - {"params"}) if flat_old.get(k) != flat_new.get(k)
-    ]  # fmt: skip
-    raise UserError(f"{folder} was made by another configuration ({'; '.join(changed)}); use another --tag or --out")
+    )  # fmt: skip
 
 
 def _refuse_other_weights(folder: Path, new: Mapping[str, Any]) -> None:

@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import features
 
 from overopt_bench.compute.runtime import Machine, Runtime
 from overopt_bench.config import RunConfig
+from overopt_bench.lazy import torch
 from overopt_bench.options import arguments
 from overopt_bench.plugins import Plugin
 from overopt_bench.registry import is_foreign, metrics
