@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -65,10 +66,11 @@ def test_a_place_that_the_user_names_stands(asked: list[Any], tmp_path: Path, mo
 def test_torchs_own_place_among_temporary_files_is_nobodys(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.codecache import cache_dir
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert os.environ[compiling.PLACE] == cache_dir()  # which has written it there
+    own = cache_dir()  # writes it there
+    assert os.environ[compiling.PLACE] == own
     compiling.compiled(torch.nn.Linear(2, 2))
     assert os.environ[compiling.PLACE] == str(tmp_path / "overopt-bench" / "compiled")
 
@@ -80,6 +82,38 @@ def test_a_home_that_cannot_be_written_leaves_torchs_place(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compiling.compiled(torch.nn.Linear(2, 2))
     assert len(asked) == 1 and compiling.PLACE not in os.environ
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+def test_compiled_numbers_are_as_near_the_exact_ones_as_plain_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float64 is the yardstick: other orders of the same sums round otherwise, and as much.
+
+    The errors of two float32 computations are of one size, and their norms over hundreds of numbers hardly differ; a
+    wrong term, or half precision (8,000 times as coarse), is far outside of three times the plain error.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(compiling.PLACE, raising=False)
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # more are processes that import torch first
+    torch.manual_seed(0)
+    conv = functools.partial(torch.nn.Conv2d, kernel_size=3, padding=1)
+    network = torch.nn.Sequential(conv(4, 32), torch.nn.GroupNorm(8, 32), torch.nn.SiLU(), conv(32, 4))
+    x = torch.randn(3, 4, 8, 8)
+
+    def ask(call: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        out = call(x.to(dtype))
+        gradients = torch.autograd.grad(out.square().mean(), list(network.parameters()))
+        return [out.detach().double(), torch.cat([g.flatten() for g in gradients]).double()]
+
+    plain = ask(network, torch.float32)
+    fast = ask(compiling.compiled(network), torch.float32)
+    exact = ask(network.double(), torch.float64)
+    for true, one, other in zip(exact, plain, fast, strict=True):
+        error = (one - true).norm()
+        assert 0 < error < 1e-5 * true.norm()
+        assert (other - true).norm() < 3 * error
 
 
 @pytest.mark.slow
