@@ -41,7 +41,7 @@ class MiniSuite(Suite):
         lora_rank=8,
         lora_alpha=8,
         budget=4096,
-        eval_points=11,
+        eval_points=9,
         eval_images=64,
     )
 
