@@ -89,13 +89,12 @@ class DDPO(Algorithm):
         # 3. clipped importance-sampling updates
         latents = trajectory.latents  # [N, T+1, C, h, w]
         log_probs_old = trajectory.log_probs  # [N, T]
-        records = []
         for _ in range(self.params.inner_epochs):
             for sample, step in self.batches(len(prompts)):  # flat indices of the transitions of one update
                 own_prompts = [prompts[k] for k in sample.tolist()]
                 old, advantage = log_probs_old[sample, step], advantages[sample, step]
-                records.append(self.updater.step(latents, sample, step, own_prompts, old, advantage))
-        return {**metrics, **PolicyUpdater.summary(records)}
+                self.updater.step(latents, sample, step, own_prompts, old, advantage)
+        return {**metrics, **self.updater.take_summary()}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) index pairs of each update, in random order; every transition comes once.

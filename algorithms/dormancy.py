@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from overopt_bench.algorithms.explained import explained_by_step, explained_variance
 from overopt_bench.lazy import torch
 
 if TYPE_CHECKING:
@@ -89,32 +90,33 @@ class DormantRecord:
 
 
 class Dormancy:
-    """The dormant neurons of a critic on a fixed probe, measured once an epoch.
+    """What becomes of a critic: its dormant neurons on a probe, and what it explains, recorded once an epoch.
 
-    The probe is drawn once, from the first epoch's features, with every timestep in equal share: "dormant" depends on
-    the inputs and on their number.
+    The probe has every timestep in equal share: "dormant" depends on the inputs and on their number. It is drawn from the
+    first epoch's features and kept, so that records are of one measure, or anew from each epoch's as in TDPO's code.
 
     Args:
         critic: the critic to watch.
         probe_size: P, how many features the probe has.
         generator: the run's own, from which the probe is drawn.
+        redrawn: whether it is drawn anew each epoch.
     """
 
-    def __init__(self, critic: TemporalCritic, probe_size: int, generator: Generator) -> None:
-        self.critic, self.probe_size, self.generator = critic, probe_size, generator
+    def __init__(self, critic: TemporalCritic, probe_size: int, generator: Generator, *, redrawn: bool = False) -> None:
+        self.critic, self.probe_size, self.generator, self.redrawn = critic, probe_size, generator, redrawn
         self.history = DormantRecord([str(k) for k in range(len(critic.linear_layers()) - 1)])
         self.probe: Tensor | None = None
-        self.epoch = 0
+        self._epoch: tuple[Tensor, Tensor] | None = None  # features and returns of the epoch that ended last
         self._events: list[dict[str, Any]] = []
 
-    def end_of_epoch(self, features: Tensor) -> None:
-        """Count the epoch and record its dormant neurons; of ``features`` ``[N, T, D]`` only the first epoch's are kept."""
-        if self.probe is None:
+    def end_of_epoch(self, features: Tensor, returns: Tensor) -> None:
+        """Record the critic at the end of an epoch, whose features ``[N, T, D]`` and returns ``[N, T]`` these are."""
+        self._epoch = features, returns
+        if self.probe is None or self.redrawn:
             samples, steps = features.shape[:2]
             step = torch.arange(self.probe_size) % steps
             sample = torch.randint(samples, (self.probe_size,), generator=self.generator)
             self.probe = features[sample, step].float().clone()
-        self.epoch += 1
         self.note("record")
 
     def activations(self) -> list[Tensor]:
@@ -132,9 +134,27 @@ class Dormancy:
         """Return which units of each hidden layer are dormant now, ``[H_l]`` bool."""
         return [dormant_mask(layer, threshold) for layer in self.activations()]
 
+    @torch.no_grad()
+    def explained(self) -> dict[str, Any]:
+        """Return what the critic as it is now, without dropout, explains of the returns of the epoch that ended last.
+
+        It was fitted to these returns; the train rows have what it explained of them before.
+
+        Raises:
+            RuntimeError: before the end of the first epoch.
+        """
+        if self._epoch is None:
+            raise RuntimeError("what a critic explains is measured from the end of the first epoch on")
+        features, returns = self._epoch
+        values = self.critic.eval()(features)
+        return {
+            "explained_variance": explained_variance(returns, values),
+            "explained_variance_by_step": explained_by_step(returns, values),
+        }
+
     def note(self, when: str, **more: int) -> None:
         """Add a record of the critic as it is now, with ``more`` beside it."""
-        self._events.append({**self.history.event(self.activations(), when), **more})
+        self._events.append({**self.history.event(self.activations(), when), **self.explained(), **more})
 
     def take_events(self) -> list[dict[str, Any]]:
         """Return the records since the last call."""
@@ -142,14 +162,13 @@ class Dormancy:
         return events
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the probe, the epoch and what the next record is compared with."""
-        return {"probe": self.probe, "epoch": self.epoch, "record": self.history.state_dict()}
+        """Return the probe and what the next record is compared with."""
+        return {"probe": self.probe, "record": self.history.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
         device = self.critic.linear_layers()[0].weight.device  # a checkpoint is read onto the CPU
         self.probe = None if state["probe"] is None else state["probe"].to(device)
-        self.epoch = state["epoch"]
         self.history.load_state_dict(state["record"])
 
 

@@ -106,11 +106,10 @@ class GRPO(Algorithm):
         means_old: list[Tensor | None] = [None] * len(batches)
         if params.ratio == "guard":
             means_old = [self.means(latents, *b, own, eta) for b, own in zip(batches, own_prompts, strict=True)]
-        records = []
         for (sample, step), own, means in zip(batches, own_prompts, means_old, strict=True):
             old, advantage = trajectory.log_probs[sample, step], advantages[sample, step]
-            records.append(self.updater.step(latents, sample, step, own, old, advantage, eta=eta, means_old=means))
-        return {**metrics, **PolicyUpdater.summary(records)}
+            self.updater.step(latents, sample, step, own, old, advantage, eta=eta, means_old=means)
+        return {**metrics, **self.updater.take_summary()}
 
     def draw_steps(self) -> Tensor:
         """Return the steps that this epoch trains, ``[n]`` in order: a window, or all that are not skipped."""

@@ -63,13 +63,19 @@ class PolicyUpdater:
     """The policy's optimizer and its steps on batches of single transitions."""
 
     METRICS = ("loss", "ratio/mean", "clipfrac", "approx_kl", "grad_norm")
-    FIRST_CLIPFRAC = "clipfrac/first"  # of an epoch's first update, before which nothing has changed: rounding alone
+    TRUST = ("clipfrac", "approx_kl")  # how far the policy is from the one that sampled, also by update and by step
 
     def __init__(self, ctx: TrainContext, params: SurrogateParams, lr: float, estimator: str = "importance") -> None:
         self.policy, self.params, self.estimator = ctx.policy, params, estimator
         self.micro_batch, self.checkpoint, self.mitigations = ctx.micro_batch, ctx.checkpoint, ctx.mitigations
         self.optimizer = ctx.policy_optimizer(lr, params.weight_decay, params.max_grad_norm)
         self.dimensions = math.prod(ctx.policy.latent_shape)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rows: list[list[float]] = []  # METRICS of each update
+        self._by_step = torch.zeros(len(self.TRUST), self.policy.num_steps)  # their sums over transitions of a step
+        self._counts = torch.zeros(self.policy.num_steps, dtype=torch.long)  # transitions of a step
 
     @property
     def trained_steps(self) -> int:
@@ -97,6 +103,7 @@ class PolicyUpdater:
             means_old: ``[M, C, h, w]`` means of the sampling policy, for GRPO-Guard's ratio; the plain one without.
         """
         total, sums, world = len(sample), torch.zeros(4, device=latents.device), self.policy.world
+        by_step = torch.zeros_like(self._by_step, device=latents.device)  # [2, T]
         for part in world.parts(total, self.micro_batch):
             own_prompts = [prompts[k] for k in part.tolist()]
             x, x_next = latents[sample[part], step[part]], latents[sample[part], step[part] + 1]  # [m, C, h, w]
@@ -117,16 +124,36 @@ class PolicyUpdater:
             self.optimizer.backward_part(loss.sum() / total)
             with torch.no_grad():
                 clipped = ((ratio - 1).abs() > self.params.clip_range).float()
-                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, log_ratio.expm1() - log_ratio)])
+                approx_kl = log_ratio.expm1() - log_ratio
+                sums += torch.stack([v.sum() for v in (loss, ratio, clipped, approx_kl)])
+                by_step.index_add_(1, step[part].to(by_step.device), torch.stack([clipped, approx_kl]).to(by_step))
         grad_norm = self.optimizer.step()
-        return [*(world.sum(sums.cpu()) / total).tolist(), grad_norm]
+        seen = world.sum(torch.cat([sums, by_step.flatten()]).cpu())
+        self._rows.append([*(seen[:4] / total).tolist(), grad_norm])
+        self._by_step += seen[4:].view_as(by_step)
+        self._counts += torch.bincount(step.cpu(), minlength=len(self._counts))
+        return self._rows[-1]
 
-    @classmethod
-    def summary(cls, records: list[list[float]]) -> dict[str, float]:
-        """Sum up the values of ``METRICS`` of an epoch's updates for the record: their means, and how many there were."""
-        means = dict(zip(cls.METRICS, torch.tensor(records).mean(0).tolist(), strict=True))
-        first = records[0][cls.METRICS.index("clipfrac")]
-        return {**means, cls.FIRST_CLIPFRAC: first, "optimizer_steps": len(records)}
+    def take_summary(self) -> dict[str, float]:
+        """Sum up the updates since the last call for the record.
+
+        Returns:
+            The means of ``METRICS`` over updates, and how many updates there were; ``TRUST`` of the first update, before
+            which nothing has changed, so that what it clips is rounding alone, and of the last; and ``TRUST`` by
+            denoising step, over the transitions of all updates.
+        """
+        rows = [dict(zip(self.METRICS, row, strict=True)) for row in self._rows]
+        means = dict(zip(self.METRICS, torch.tensor(self._rows).mean(0).tolist(), strict=True))
+        ends = {
+            f"{name}/{when}": row[name] for name in self.TRUST for when, row in (("first", rows[0]), ("last", rows[-1]))
+        }
+        by_step = {
+            f"{name}/step{k}": (sums[k] / self._counts[k]).item()
+            for name, sums in zip(self.TRUST, self._by_step, strict=True)
+            for k in self._counts.nonzero().flatten().tolist()
+        }
+        self._forget()
+        return {**means, **ends, **by_step, "optimizer_steps": len(rows)}
 
 
 def chain_batches(samples: int, steps: Tensor, updates: int, generator: Generator) -> list[tuple[Tensor, Tensor]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from overopt_bench.algorithms.dormancy import Dormancy
+from overopt_bench.algorithms.explained import explained_by_step, explained_variance
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, sample_epoch, zero_spread_share
 from overopt_bench.compute.moments import moments, standardise
 from overopt_bench.lazy import torch
@@ -27,13 +29,22 @@ class TDPOParams(PPOParams):
     critic_lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the critic [tdpo code]")
     value_clip: float = Field(0.2, gt=0, description="clip of the critic's change [tdpo code]")
     critic_coefficient: float = Field(1.0, gt=0, description="weight of the critic's loss [tdpo code]")
+    critic_updates: int = Field(
+        1,
+        ge=1,
+        description="critic steps per policy update: the first on its own transitions, more on as many others of the epoch"
+        " [tdpo code: 1]",
+    )
     critic_hidden: tuple[int, ...] = Field((1024, 128, 64, 16), min_length=1, description="hidden widths [tdpo code]")
     critic_activation: Literal["none", "relu"] = Field(
         "none", description="none, a deep linear critic [tdpo code], or relu [correction]"
     )
     critic_dropout: bool = Field(True, description="dropout 0.2, 0.2, 0.1 while training [tdpo code]")
     probe_size: int = Field(
-        256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64, redrawn each epoch]"
+        256, ge=1, description="stored features on which dormancy is measured [ours; tdpo code: 64]"
+    )
+    probe: Literal["fixed", "epoch"] = Field(
+        "fixed", description="those of the first epoch [ours], or drawn anew from each epoch's [tdpo code]"
     )
 
 
@@ -42,8 +53,11 @@ class TDPO(Algorithm):
     """Each step has its own reward, the image's reward minus a critic of the intermediate image, and its own update.
 
     Deviations, all named parameters: see ``TDPOParams``. Not reproduced from the published code: half-precision
-    latents, critic gradients that are unscaled twice, a probe that changes every epoch. The optional KL
-    penalties of the code are not offered.
+    latents, critic gradients that are unscaled twice. The optional KL penalties of the code are not offered.
+
+    The record's ``critic/explained_variance`` is that of the values which the advantages were made with: the critic as the
+    epoch found it, on returns that it was not fitted to. ``critic/steps_since_reset`` is that critic's age in steps. The
+    "critic" events have the explained variance at the end of the epoch, on the same returns.
     """
 
     name = "tdpo"
@@ -53,6 +67,7 @@ class TDPO(Algorithm):
     Params: ClassVar[type[AlgorithmParams]] = TDPOParams
     params: TDPOParams
     hooks = frozenset({"reward", "advantages", "loss"})
+    CRITIC_METRICS = ("critic/loss", "critic/grad_norm", "critic/clipfrac")
 
     def __init__(self, ctx: TrainContext, params: TDPOParams) -> None:
         from overopt_bench.algorithms.critic import TemporalCritic  # a torch module, so its import needs torch
@@ -70,7 +85,10 @@ class TDPO(Algorithm):
             self.critic.parameters(), params.critic_lr, params.weight_decay, params.max_grad_norm
         )
         self.per_prompt_stats = PerPromptStats(params.stats_buffer, params.stats_min_count)
-        self.dormancy = Dormancy(self.critic, params.probe_size, ctx.generators["critic"])
+        self.dormancy = Dormancy(
+            self.critic, params.probe_size, ctx.generators["critic"], redrawn=params.probe == "epoch"
+        )
+        self.steps_since_reset = 0  # of the critic; since the start where nothing was ever reset
 
     @classmethod
     def cost(cls, params: TDPOParams, num_steps: int) -> ImageCost:
@@ -88,7 +106,11 @@ class TDPO(Algorithm):
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
         normalised = self.per_prompt_stats.update(prompts, epoch.learned)  # [N]
         returns = normalised[:, None].expand_as(values_old)  # [N, T], gamma 1
-        explained = explained_variance(returns, values_old)
+        critic_metrics = {
+            "critic/steps_since_reset": self.steps_since_reset,
+            "critic/explained_variance": explained_variance(returns, values_old),
+            **{f"critic/explained_variance/step{k}": e for k, e in enumerate(explained_by_step(returns, values_old))},
+        }
         advantages = returns - values_old  # the temporal reward of step i: A_i = G_i - V(x_i)
         size = torch.maximum(returns.abs(), values_old.abs()).max().item()  # of what the differences are rounded at
         spread = moments(advantages, size)[1]  # population, as NumPy's in the code; 0, not NaN, for one transition
@@ -97,24 +119,24 @@ class TDPO(Algorithm):
         log_probs_old = trajectory.log_probs  # [N, T]
 
         # 3. an update per timestep: the j-th takes the j-th of each sample's own shuffled steps
-        records = []
+        stored = [v.flatten(0, 1) for v in (features, values_old, returns)]  # [N T, D], [N T], [N T]
+        critic_rows = []
         self.critic.train()
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
             own_prompts = [prompts[k] for k in sample.tolist()]
-            policy_row = self.updater.step(trajectory.latents, sample, step, own_prompts, log_prob_old, advantage)
-            critic_row = self.update_critic(features[sample, step], values_old[sample, step], returns[sample, step])
-            records.append([*policy_row, *critic_row])
+            self.updater.step(trajectory.latents, sample, step, own_prompts, log_prob_old, advantage)
+            for rows in self.critic_batches(sample, step, values_old.numel()):
+                critic_rows.append(self.update_critic(*(v[rows] for v in stored)))
+        self.steps_since_reset += len(critic_rows)
 
         # 4. record the critic's dormant neurons; TDPO-R resets some of them now and then
-        self.end_of_epoch(features)
-        names = (*PolicyUpdater.METRICS, "critic/loss", "critic/grad_norm")
+        self.end_of_epoch(features, returns)
         mean, deviation = moments(epoch.rewards)
         return {
             "proxy/mean": mean, "proxy/std": deviation, "advantage_spread": spread,
-            "zero_spread_prompts": zero_spread_share(normalised, prompts), "critic/explained_variance": explained,
-            **dict(zip(names, torch.tensor(records).mean(0).tolist(), strict=True)),
-            PolicyUpdater.FIRST_CLIPFRAC: records[0][names.index("clipfrac")], "optimizer_steps": len(records),
+            "zero_spread_prompts": zero_spread_share(normalised, prompts), **self.updater.take_summary(), **critic_metrics,
+            **dict(zip(self.CRITIC_METRICS, torch.tensor(critic_rows).mean(0).tolist(), strict=True)),
         }  # fmt: skip
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -136,18 +158,36 @@ class TDPO(Algorithm):
         chunks = shuffled.split(self.params.batch_size)
         return [(chunk, order[chunk, j]) for j in range(steps) for chunk in chunks]
 
+    def critic_batches(self, sample: Tensor, step: Tensor, total: int) -> Iterator[Tensor]:
+        """Give the transitions of each critic step of one policy update, ``[M]`` each, as rows of the flattened ``[N T]``.
+
+        The first are the update's own; each further batch is M different ones of all ``total`` that the epoch stored.
+        """
+        yield sample * self.updater.trained_steps + step
+        for _ in range(self.params.critic_updates - 1):
+            yield torch.randperm(total, generator=self.ctx.generators["critic"])[: len(sample)]
+
     def update_critic(self, features: Tensor, value_old: Tensor, returns: Tensor) -> list[float]:
-        """One step of the critic's optimizer: features ``[M, D]``, old values and returns ``[M]``."""
+        """Take one step of the critic's optimizer and return the values of ``CRITIC_METRICS``.
+
+        Args:
+            features: ``[M, D]``.
+            value_old: ``[M]`` the critic's values before the epoch's updates.
+            returns: ``[M]``.
+        """
         value = self.critic(features)
         # L_V = 0.5 mean max((V - G)^2, (V_old + clip(V - V_old, -+0.2) - G)^2), the clip as ``value_clip``
         clipped = value_old + (value - value_old).clamp(-self.params.value_clip, self.params.value_clip)
-        loss = 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
+        near, far = (value - returns) ** 2, (clipped - returns) ** 2
+        loss = 0.5 * torch.maximum(near, far).mean()
         self.critic_optimizer.backward(self.params.critic_coefficient * loss)  # of the whole batch, on every process
-        return [loss.item(), self.critic_optimizer.step()]
+        # a value that went further towards its return than the clip allows has no gradient
+        stopped = (far > near) & ((value - value_old).abs() > self.params.value_clip)
+        return [loss.item(), self.critic_optimizer.step(), stopped.float().mean().item()]
 
-    def end_of_epoch(self, features: Tensor) -> None:
-        """Look at the critic after the updates of an epoch; features: ``[N, T, D]`` of that epoch."""
-        self.dormancy.end_of_epoch(features)
+    def end_of_epoch(self, features: Tensor, returns: Tensor) -> None:
+        """Look at the critic after the updates of an epoch, whose features ``[N, T, D]`` and returns ``[N, T]`` these are."""
+        self.dormancy.end_of_epoch(features, returns)
 
     def critic_events(self) -> list[dict[str, Any]]:
         return self.dormancy.take_events()
@@ -159,14 +199,10 @@ class TDPO(Algorithm):
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**parts, "steps_since_reset": self.steps_since_reset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-
-
-def explained_variance(returns: Tensor, values: Tensor) -> float:
-    """1 - Var(G - V) / Var(G); 0 where the returns have no spread, for there is nothing to explain."""
-    spread = returns.var(unbiased=False)
-    return (1 - (returns - values).var(unbiased=False) / spread).item() if spread > 1e-12 else 0.0
+        self.steps_since_reset = state.get("steps_since_reset", 0)  # checkpoints did not always hold it

@@ -21,7 +21,12 @@ class TDPORParams(TDPOParams):
         "active",
         description="which neurons: active [paper], dormant [ReDo], random (as many as active, the control), all, none",
     )
-    reset_period: int = Field(10, ge=1, description="epochs between resets [tdpo code]")
+    reset_period: int = Field(
+        1000,
+        ge=1,
+        description="critic steps from a reset to the next, which comes at the end of the epoch that completes them"
+        " [tdpo code: 10 epochs of 100]",
+    )
     dormant_threshold: float = Field(0.0, ge=0, description="score at or below which a neuron is dormant [tdpo code]")
     reset_outgoing: Literal["noise", "zero"] = Field(
         "noise", description="outgoing weights: fresh noise [tdpo code] or zero, which keeps the function [ReDo]"
@@ -47,10 +52,11 @@ class TDPOR(TDPO):
     Params = TDPORParams
     params: TDPORParams
 
-    def end_of_epoch(self, features: Tensor) -> None:
-        super().end_of_epoch(features)
-        if self.params.reset != "none" and self.dormancy.epoch % self.params.reset_period == 0:
+    def end_of_epoch(self, features: Tensor, returns: Tensor) -> None:
+        super().end_of_epoch(features, returns)
+        if self.params.reset != "none" and self.steps_since_reset >= self.params.reset_period:
             self.reset_critic()
+            self.steps_since_reset = 0
 
     def reset_critic(self) -> None:
         """Draw the chosen hidden neurons of the critic anew, and record the critic before and after."""

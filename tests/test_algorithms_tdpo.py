@@ -13,8 +13,9 @@ from toy_policy import Spy, ToyPolicy, ToyProxy, context
 
 from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.dormancy import dormant_mask
+from overopt_bench.algorithms.explained import explained_variance
 from overopt_bench.algorithms.ppo import PolicyUpdater
-from overopt_bench.algorithms.tdpo import TDPO, explained_variance
+from overopt_bench.algorithms.tdpo import TDPO
 from overopt_bench.algorithms.tdpo_r import TDPOR
 
 SMALL = {"samples_per_epoch": 12, "batch_size": 8, "critic_hidden": (8, 4), "probe_size": 16}
@@ -79,7 +80,7 @@ def test_value_loss_takes_the_worse_of_clipped_and_not() -> None:
     seen: list[Tensor] = []
     algorithm.critic_optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(out.bias.grad.clone()))
     # V = 1; old 0.5 -> clipped 0.7.  G = 2: (1-2)^2 = 1 < 1.69, so clipped, no gradient;  G = 0: 1 > 0.49
-    loss, grad_norm = algorithm.update_critic(torch.zeros(2, 2), torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.0]))
+    loss, grad_norm, _ = algorithm.update_critic(torch.zeros(2, 2), torch.tensor([0.5, 0.5]), torch.tensor([2.0, 0.0]))
     assert loss == pytest.approx(0.5 * (1.69 + 1.0) / 2) and grad_norm == pytest.approx(0.5)
     assert seen[0].item() == pytest.approx(0.5 * 2 * 1.0 / 2)
 
@@ -126,15 +127,15 @@ def test_dropout_is_unbiased_and_from_its_own_generator() -> None:
 def test_probe_is_the_first_rounds_and_equal_over_timesteps() -> None:
     algorithm = build(probe_size=15)
     features = torch.stack([torch.arange(3.0).expand(12, 3), torch.arange(12.0)[:, None].expand(12, 3)], -1)
-    algorithm.dormancy.end_of_epoch(features)
+    algorithm.dormancy.end_of_epoch(features, torch.zeros(12, 3))
     probe = algorithm.dormancy.probe.clone()
     assert torch.bincount(probe[:, 0].long()).tolist() == [5, 5, 5] and len(probe[:, 1].unique()) > 3
-    algorithm.dormancy.end_of_epoch(features + 100)
+    algorithm.dormancy.end_of_epoch(features + 100, torch.zeros(12, 3))
     assert torch.equal(algorithm.dormancy.probe, probe)
 
 
 def test_resets_come_with_the_period_and_its_threshold() -> None:
-    algorithm = build(TDPOR, reset="dormant", reset_period=2, dormant_threshold=0.5)
+    algorithm = build(TDPOR, reset="dormant", reset_period=12, dormant_threshold=0.5)  # two rounds of 6 critic steps
     when, sizes = [], []
     for _ in range(5):
         reset, wrapped = algorithm.reset_critic, []
@@ -181,6 +182,9 @@ def test_resets_and_resume_on_a_gpu() -> None:
 
 
 def test_metrics_have_the_common_names() -> None:
-    names = {"proxy/mean", "proxy/std", "advantage_spread", "zero_spread_prompts", "optimizer_steps", "clipfrac/first"}
-    critic = {"critic/loss", "critic/explained_variance", "critic/grad_norm"}
-    assert build().step().keys() == names | critic | set(PolicyUpdater.METRICS)
+    names = {"proxy/mean", "proxy/std", "advantage_spread", "zero_spread_prompts", "optimizer_steps"}
+    critic = {"loss", "explained_variance", "grad_norm", "clipfrac", "steps_since_reset"}
+    parts = {f"{name}/{part}" for name in ("clipfrac", "approx_kl") for part in ("first", "last", "step0", "step1")}
+    by_step = {f"critic/explained_variance/step{k}" for k in (0, 1)}
+    expected = names | {f"critic/{name}" for name in critic} | by_step | parts | set(PolicyUpdater.METRICS)
+    assert build(skip_last_steps=1).step().keys() == expected

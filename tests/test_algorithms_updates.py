@@ -51,6 +51,27 @@ def test_update_reports_what_it_saw() -> None:
     assert loss == pytest.approx(-(log_ratio.exp().clamp(max=1.2)).mean().item(), rel=1e-5)
 
 
+def test_record_tells_steps_and_updates_apart() -> None:
+    """As above for each step: its log-ratios are 0.2 z - 0.02 once its mean has moved by 0.1, and 0 before."""
+    policy = ToyPolicy(steps=3, dimensions=1)
+    z = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    latents = torch.stack([0 * z, z / 2, 0.75 * z, z], 1).view(4, 4, 1, 1, 1)  # x' = x / 2 + z / 2 in steps 0 and 1
+    sample, step = torch.arange(4).repeat(2), torch.tensor([0] * 4 + [1] * 4)  # step 2 is not trained
+    old = policy.transition(latents[sample, step], step, ["ant"] * 8).log_prob(latents[sample, step + 1]).detach()
+    updater = ddpo(policy=policy, clip_range=0.2, log_prob_reduction="sum", lr=1e-9).updater
+    for moved in ([0.0, 0.1, 0.0], [0.1, 0.1, 0.0]):
+        policy.shift.data = torch.tensor(moved).view(3, 1)
+        updater.step(latents, sample, step, ["ant"] * 8, old, torch.ones(8))
+    summary = updater.take_summary()
+    log_ratio = 0.2 * z - 0.02
+    kl = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    for name, of_moved in (("clipfrac", 0.25), ("approx_kl", kl)):
+        expected = {"": 3 / 4, "/first": 1 / 2, "/last": 1, "/step0": 1 / 2, "/step1": 1}
+        found = {key.removeprefix(name): value for key, value in summary.items() if key.startswith(name)}
+        assert found == pytest.approx({key: share * of_moved for key, share in expected.items()}, rel=1e-3, abs=1e-6)
+    assert summary["optimizer_steps"] == 2
+
+
 def test_reinforce_is_the_score_function() -> None:
     """-mean A (x' - mu) / std^2, by hand; no ratio and no clipping, however far the old policy is."""
     policy = ToyPolicy()
