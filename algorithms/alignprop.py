@@ -5,15 +5,18 @@ With ``truncation=fixed`` it is DRaFT-K (Clark et al. 2024, arXiv 2309.17400) fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ChainRows, ImageCost, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AlignPropParams(AlgorithmParams):
@@ -24,6 +27,9 @@ class AlignPropParams(AlgorithmParams):
         "random",
         description="how many last steps keep their gradient: random, uniform 1..T [paper]; normal, T - int(N(0.84 T, 0.1 T))"
         " [2024 code: N(42, 5) of 50]; fixed, grad_steps [DRaFT-K]; full, all",
+    )
+    truncation_group: int = Field(
+        8, ge=1, description="images that share a draw of the truncation [2024 code: a GPU's batch of 8]"
     )
     grad_steps: int = Field(1, ge=1, description="differentiated steps of truncation=fixed; 1 is DRaFT-1 [DRaFT]")
     lr: float = Field(1e-3, gt=0, description="AdamW learning rate [2024 code]")
@@ -40,7 +46,7 @@ class AlignPropParams(AlgorithmParams):
 
 @register_algorithm
 class AlignProp(Algorithm):
-    """Truncated backpropagation through the sampler; one truncation per update.
+    """Truncated backpropagation through the sampler; one truncation for each group of images of an update.
 
     Deviations: the 2023 release and trl redraw the truncation at *every* denoising step, which skips steps
     rather than truncating; not offered. The 2024 code shows the reward an image mapped to [0.5, 1] by mistake;
@@ -79,15 +85,17 @@ class AlignProp(Algorithm):
     def step(self) -> dict[str, float]:
         n = min(self.params.batch_size, self.ctx.budget_left())
         prompts = self.ctx.draw_prompts(n, 1)
-        grad_steps = self.draw_grad_steps()
+        # [n], K drawn once for each group
+        grad_steps = torch.tensor([self.draw_grad_steps() for _ in range(0, n, self.params.truncation_group)])
+        grad_steps = grad_steps.repeat_interleave(self.params.truncation_group)[:n]
         policy, world = self.ctx.policy, self.ctx.policy.world
         noise = policy.draw_noise(n, self.ctx.generators["sampling"])  # [T+1, n, C, h, w]
         sums = torch.zeros(3, dtype=torch.float64)  # of r, r^2 and the loss
-        for part in world.parts(n, self.ctx.micro_batch):
-            own_prompts = [prompts[k] for k in part.tolist()]
+        for part, k in self.batches(grad_steps):
+            own_prompts = [prompts[row] for row in part.tolist()]
             # x_0 .. x_{T-K} without a graph, the last K steps and the decoder with one
             chains = policy.rollout_from(
-                noise[:, part], own_prompts, grad_from=policy.num_steps - grad_steps, checkpoint=self.ctx.checkpoint,
+                noise[:, part], own_prompts, grad_from=policy.num_steps - k, checkpoint=self.ctx.checkpoint,
                 with_kl=self.ctx.mitigations.reads_kl("reward", "loss"),
             )  # images [m, 3, H, W], differentiable  # fmt: skip
             r = self.ctx.proxy(chains.images, own_prompts)  # [m]
@@ -103,11 +111,17 @@ class AlignProp(Algorithm):
         mean = total / n
         return {
             "proxy/mean": mean, "proxy/std": max(0.0, squares / n - mean**2) ** 0.5, "loss": total_loss,
-            "grad_norm": grad_norm, "grad_steps": grad_steps, "optimizer_steps": 1,
+            "grad_norm": grad_norm, "grad_steps": grad_steps.double().mean().item(), "optimizer_steps": 1,
         }  # fmt: skip
 
+    def batches(self, grad_steps: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Give this process's micro-batches ``[m]`` of images ``[n]``, each with the K that its images have in common."""
+        for part in self.ctx.policy.world.parts(len(grad_steps), self.ctx.micro_batch):
+            for k in grad_steps[part].unique().tolist():
+                yield part[grad_steps[part] == k], k
+
     def draw_grad_steps(self) -> int:
-        """How many last steps keep their gradient in this update."""
+        """How many last steps keep their gradient in a group."""
         steps = self.ctx.policy.num_steps
         if self.params.truncation == "random":
             return int(torch.randint(1, steps + 1, (1,), generator=self.ctx.generators["batch"]))

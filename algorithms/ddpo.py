@@ -37,6 +37,13 @@ class DDPOParams(PPOParams):
         5.0, gt=0, description="advantages clipped to +- this at the loss [ddpo-pytorch; JAX 10]"
     )
 
+    @field_validator("estimator")
+    @classmethod
+    def _ratio_is_used(cls, estimator: str, info: ValidationInfo) -> str:
+        if estimator == "reinforce" and info.data.get("ratio") == "guard":
+            raise ValueError("must be importance with ratio=guard, for reinforce has no importance ratio")
+        return estimator
+
     @field_validator("inner_epochs")
     @classmethod
     def _one_pass_on_policy(cls, inner_epochs: int, info: ValidationInfo) -> int:
@@ -93,7 +100,7 @@ class DDPO(Algorithm):
             for sample, step in self.batches(len(prompts)):  # flat indices of the transitions of one update
                 own_prompts = [prompts[k] for k in sample.tolist()]
                 old, advantage = log_probs_old[sample, step], advantages[sample, step]
-                self.updater.step(latents, sample, step, own_prompts, old, advantage)
+                self.updater.step(latents, sample, step, own_prompts, old, advantage, means_old=trajectory.means)
         return {**metrics, **self.updater.take_summary()}
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:

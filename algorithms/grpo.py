@@ -6,7 +6,7 @@ MixGRPO's (Li et al. 2025, arXiv 2507.21802) and Flow-GRPO-Fast's; ``ratio=guard
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -46,9 +46,6 @@ class GRPOParams(SurrogateParams):
         description="steps that have noise and are trained, drawn each epoch to start in the first half of the chain; none:"
         " all [Flow-GRPO-Fast and MixGRPO 2 to 3]",
     )
-    ratio: Literal["plain", "guard"] = Field(
-        "plain", description="the importance ratio, or the recentred and scaled one of GRPO-Guard"
-    )
 
 
 @register_algorithm
@@ -80,7 +77,7 @@ class GRPO(Algorithm):
     def cost(cls, params: GRPOParams, num_steps: int) -> ImageCost:
         trained = params.trained_steps(num_steps)
         trained = min(params.window or trained, trained)
-        return ImageCost(trained=trained, predicted=trained if params.ratio == "guard" else 0)
+        return ImageCost(trained=trained)
 
     def step(self) -> dict[str, float]:
         params = self.params
@@ -99,16 +96,12 @@ class GRPO(Algorithm):
         advantages = self.ctx.mitigations.advantages(advantages, trajectory)
         advantages = advantages.clamp(-params.advantage_clip, params.advantage_clip)
 
-        # 3. clipped updates; Guard's means are taken before the first one, so that they are the sampling policy's
+        # 3. clipped updates
         latents = trajectory.latents  # [N, T+1, C, h, w]
-        batches = chain_batches(len(prompts), steps, params.updates_per_epoch, self.ctx.generators["batch"])
-        own_prompts = [[prompts[k] for k in sample.tolist()] for sample, _ in batches]
-        means_old: list[Tensor | None] = [None] * len(batches)
-        if params.ratio == "guard":
-            means_old = [self.means(latents, *b, own, eta) for b, own in zip(batches, own_prompts, strict=True)]
-        for (sample, step), own, means in zip(batches, own_prompts, means_old, strict=True):
+        for sample, step in chain_batches(len(prompts), steps, params.updates_per_epoch, self.ctx.generators["batch"]):
+            own = [prompts[k] for k in sample.tolist()]
             old, advantage = trajectory.log_probs[sample, step], advantages[sample, step]
-            self.updater.step(latents, sample, step, own, old, advantage, eta=eta, means_old=means)
+            self.updater.step(latents, sample, step, own, old, advantage, eta=eta, means_old=trajectory.means)
         return {**metrics, **self.updater.take_summary()}
 
     def draw_steps(self) -> Tensor:
@@ -125,17 +118,6 @@ class GRPO(Algorithm):
         """Return the noise of all steps ``[T]``: the suite's in these ones, 0 in the others."""
         own = self.ctx.policy.schedule.eta
         return torch.zeros_like(own).index_copy(0, steps, own[steps])
-
-    def means(self, latents: Tensor, sample: Tensor, step: Tensor, prompts: list[str], eta: Tensor | None) -> Tensor:
-        """Return the means of M transitions of chains under the policy as it is, ``[M, C, h, w]``."""
-
-        def work(rows: Tensor) -> tuple[Tensor]:
-            own = [prompts[k] for k in rows.tolist()]
-            x = latents[sample[rows], step[rows]]
-            return (self.ctx.policy.transition(x, step[rows], own, eta=eta).mean,)
-
-        with torch.no_grad():
-            return self.ctx.policy.world.map(work, len(sample), self.updater.micro_batch)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.updater.optimizer.state_dict()}

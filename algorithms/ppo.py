@@ -32,6 +32,9 @@ class SurrogateParams(AlgorithmParams):
     log_prob_reduction: Reduction = Field(
         "mean", description="log-probability over latent dimensions: mean [both codes] or sum, the true ratio [papers]"
     )
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="the importance ratio [both codes], or the recentred and scaled one of GRPO-Guard"
+    )
     skip_last_steps: int = Field(
         0,
         ge=0,
@@ -100,7 +103,7 @@ class PolicyUpdater:
             log_probs_old: ``[M]`` as stored at sampling, summed over dimensions, in nats.
             advantages: ``[M]``.
             eta: ``[T]`` noise of each step at sampling, where it was not the schedule's own.
-            means_old: ``[M, C, h, w]`` means of the sampling policy, for GRPO-Guard's ratio; the plain one without.
+            means_old: ``[N, T, C, h, w]`` as stored at sampling, for GRPO-Guard's ratio; the plain one without.
         """
         total, sums, world = len(sample), torch.zeros(4, device=latents.device), self.policy.world
         by_step = torch.zeros_like(self._by_step, device=latents.device)  # [2, T]
@@ -112,7 +115,7 @@ class PolicyUpdater:
             if means_old is None:
                 log_ratio = log_probs - self.reduce(log_probs_old[part])  # [m]
             else:
-                log_ratio = self.reduce(guarded_log_ratio(transition, x_next, means_old[part]))
+                log_ratio = self.reduce(guarded_log_ratio(transition, x_next, means_old[sample[part], step[part]]))
             ratio = log_ratio.exp()
             if self.estimator == "importance":  # DDPO-IS [paper, section 4.3]: max(-A rho, -A clip(rho, 1 -+ e))
                 loss = clipped_surrogate(ratio, advantages[part], self.params.clip_range)
@@ -259,8 +262,9 @@ def sample_epoch(ctx: TrainContext, params: SurrogateParams, eta: Tensor | None 
     """
     prompts = draw_epoch_prompts(ctx, params.samples_per_epoch, params.images_per_prompt)
     with_kl = ctx.mitigations.reads_kl("reward", "advantages")
+    guard = params.ratio == "guard"
     with torch.no_grad():
-        trajectory = ctx.policy.rollout(prompts, ctx.generators["sampling"], eta=eta, with_kl=with_kl)
+        trajectory = ctx.policy.rollout(prompts, ctx.generators["sampling"], eta=eta, with_kl=with_kl, with_means=guard)
         rewards = ctx.proxy(trajectory.images, prompts)
         return Epoch(prompts, trajectory, rewards, ctx.mitigations.reward(rewards, trajectory))
 

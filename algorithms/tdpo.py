@@ -125,7 +125,9 @@ class TDPO(Algorithm):
         for sample, step in self.batches(len(prompts)):
             log_prob_old, advantage = log_probs_old[sample, step], advantages[sample, step]
             own_prompts = [prompts[k] for k in sample.tolist()]
-            self.updater.step(trajectory.latents, sample, step, own_prompts, log_prob_old, advantage)
+            self.updater.step(
+                trajectory.latents, sample, step, own_prompts, log_prob_old, advantage, means_old=trajectory.means
+            )
             for rows in self.critic_batches(sample, step, values_old.numel()):
                 critic_rows.append(self.update_critic(*(v[rows] for v in stored)))
         self.steps_since_reset += len(critic_rows)

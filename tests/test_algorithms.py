@@ -109,22 +109,47 @@ def test_micro_batch_of_alignprop_changes_no_gradient(micro: int) -> None:
     """With images shift_k * (1, 2, ..., 64), drawn in parts, the gradient of the mean reward is known."""
     policy = ToyPolicy()
     algorithm = build("alignprop", policy=policy, batch_size=64, micro_batch=micro, lr=1e-9, max_grad_norm=1e9)
+    policy.draw_noise = lambda n, generator: torch.arange(1.0, 65).expand(3, 64)
     drawn: list[int] = []
 
     def rollout_from(noise: torch.Tensor, prompts: list[str], **_: Any) -> Trajectory:
-        scale = torch.arange(1.0, 65)[sum(drawn) : sum(drawn) + len(prompts)]
-        drawn.append(len(prompts))
+        assert len(prompts) == noise.shape[1] <= micro
+        drawn.extend(noise[0].int().tolist())
         empty = torch.empty(0)
         return Trajectory(
-            tuple(prompts), empty, empty, empty, (policy.shift.sum() * scale).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+            tuple(prompts), empty, empty, empty, (policy.shift.sum() * noise[0]).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
         )
 
     policy.rollout_from = rollout_from
     seen: list[torch.Tensor] = []
     algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
     algorithm.step()
+    assert sorted(drawn) == list(range(1, 65))
     expected = -2 * torch.arange(1.0, 65).mean().item()  # d/ds mean (s k - 1)^2 at s = 0
     torch.testing.assert_close(seen[0], torch.full((2, 2), expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro", [5, 128])
+@pytest.mark.parametrize(("group", "draws"), [(8, 3), (20, 1), (1, 20)])
+def test_alignprop_draws_a_truncation_for_each_group(group: int, draws: int, micro: int) -> None:
+    """Each image's gradient is truncated after its own group's K: K = 1, 2, 1, ... for groups of 20 images."""
+    policy = ToyPolicy()
+    algorithm = build(
+        "alignprop", policy=policy, truncation_group=group, batch_size=20, micro_batch=micro, lr=1e-9, max_grad_norm=1e9
+    )
+    drawn: list[int] = []
+    algorithm.draw_grad_steps = lambda: drawn.append(1 + len(drawn) % 2) or drawn[-1]
+    seen: list[torch.Tensor] = []
+    algorithm.optimizer.adamw.register_step_pre_hook(lambda *_: seen.append(policy.shift.grad.clone()))
+    noise = copy.deepcopy(algorithm.ctx.generators["sampling"])
+    row = algorithm.step()
+    assert len(drawn) == draws
+    images = policy.rollout(["ant"] * 20, noise).images[:, 0, 0, 0].detach()
+    slope = 2 * (images - 1)  # of -reward
+    both = torch.tensor([drawn[k // group] == 2 for k in range(20)])
+    expected = torch.tensor([[(slope * both).mean() / 4] * 2, [slope.mean() / 2] * 2])
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
+    assert row["grad_steps"] == pytest.approx(1 + both.double().mean().item())
 
 
 @pytest.mark.parametrize("steps", [1, 2])

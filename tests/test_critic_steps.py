@@ -55,15 +55,16 @@ def test_a_critic_step_more_changes_no_update_of_the_policy_in_its_epoch() -> No
 
 
 def test_more_critic_steps_explain_more() -> None:
-    """Of returns that are features themselves; a value clip lets no value go further than that in an epoch."""
-    answer, explained = torch.linspace(-1, 1, 12), []
+    """Of returns that are features themselves. Most values reach the clip, and the weights that they share go on."""
+    answer, explained, stopped = torch.linspace(-1, 1, 12), [], []
     for updates, clip in ((1, 100.0), (100, 100.0), (100, 0.2)):
-        algorithm = build(critic_updates=updates, critic_lr=1e-2, critic_dropout=False, value_clip=clip)
+        algorithm = build(critic_updates=updates, critic_lr=2e-3, critic_dropout=False, value_clip=clip)
         algorithm.per_prompt_stats.update = lambda prompts, rewards: answer
         algorithm.encode = lambda latents: answer.view(12, 1, 1).expand(12, 3, 2)
-        algorithm.step()
+        stopped.append(algorithm.step()["critic/clipfrac"])
         explained.append(algorithm.critic_events()[-1]["explained_variance"])
-    assert explained[0] < 0.1 and explained[2] < 0.6 and explained[1] > 0.95
+    assert explained[0] < 0.4 and min(explained[1:]) > 0.95
+    assert stopped[:2] == [0, 0] and 0.5 < stopped[2] < 0.9
 
 
 def resets(algorithm: TDPOR, epochs: int) -> list[int]:
@@ -87,7 +88,7 @@ def test_the_published_schedule() -> None:
     assert {k: getattr(default, k) for k in schedule} == schedule and preset["num_steps"] == 50
     algorithm = build(TDPOR, steps=50, critic_hidden=(2,), probe=published["probe"], **schedule)
     seen = []
-    algorithm.updater.step = lambda *_: None  # what is counted is the critic's steps
+    algorithm.updater.step = lambda *_, **__: None  # what is counted is the critic's steps
     algorithm.updater.take_summary = dict
     algorithm.update_critic = lambda *_: seen.append(1) or [0.0, 0.0, 0.0]
     assert resets(algorithm, 31) == [10, 20, 30] and len(seen) == 3100

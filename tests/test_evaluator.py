@@ -188,6 +188,25 @@ def test_only_the_first_two_splits_have_a_kl(policy: DiffusionPolicy) -> None:
     assert [key for key in row if key.endswith("sqrt_kl")] == ["train/sqrt_kl", "heldout/sqrt_kl"]
 
 
+@torch.no_grad()
+def test_kl_of_each_step_is_that_of_its_two_gaussians(policy: DiffusionPolicy) -> None:
+    """The mean over images of ||mean - base mean||^2 / (2 std^2), along the chains of the trained adapter."""
+    evaluator = Evaluator(PolicySampler(policy), {}, get_suite("mini").clip_features, PROMPTS, images=4)
+    _, details, _ = evaluator()
+    for split, detail in zip(evaluator.splits[:2], details, strict=False):
+        x, expected = split.noise[0], []
+        for i in range(policy.num_steps):
+            steps = torch.full((len(x),), i)
+            step = policy.transition(x, steps, split.prompts)
+            with policy.base():
+                moved = step.mean - policy.transition(x, steps, split.prompts).mean
+            expected.append((moved**2 / (2 * step.std**2)).flatten(1).sum(1).mean().item())
+            x = step.mean + step.std * split.noise[i + 1]
+        assert detail["kl_by_step"] == pytest.approx(expected, rel=1e-3) and min(expected) > 1e-3
+        assert sum(detail["kl_by_step"]) == pytest.approx(sum(detail["path_kl"]) / len(x), rel=1e-5)
+    assert details[2]["kl_by_step"] is None
+
+
 def test_a_score_that_is_none_names_its_reward(policy: DiffusionPolicy) -> None:
     class Nothing:
         """Says nothing of the second image."""

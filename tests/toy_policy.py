@@ -114,9 +114,11 @@ class ToyPolicy:
         return torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
 
     def rollout(
-        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False
-    ) -> Trajectory:
-        return self._chains(self.draw_noise(len(prompts), generator), prompts, None, eta=eta, with_kl=with_kl)
+        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False,
+        with_means: bool = False,
+    ) -> Trajectory:  # fmt: skip
+        noise = self.draw_noise(len(prompts), generator)
+        return self._chains(noise, prompts, None, eta=eta, with_kl=with_kl, with_means=with_means)
 
     def rollout_from(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False, with_kl: bool = False
@@ -124,10 +126,11 @@ class ToyPolicy:
         return self._chains(noise, prompts, grad_from, with_kl=with_kl)
 
     def _chains(
-        self, noise: Tensor, prompts: Sequence[str], grad_from: int | None, *, eta: Tensor | None = None, with_kl: bool = False
+        self, noise: Tensor, prompts: Sequence[str], grad_from: int | None, *, eta: Tensor | None = None,
+        with_kl: bool = False, with_means: bool = False,
     ) -> Trajectory:  # fmt: skip
         x = noise[0]
-        latents, log_probs, kl = [x], [], []
+        latents, log_probs, kl, means = [x], [], [], []
         for i in range(self.num_steps):
             steps = torch.full((len(prompts),), i)
             noisy = bool((self.schedule.eta if eta is None else eta)[i] > 0)
@@ -141,9 +144,10 @@ class ToyPolicy:
                 x = step.sample(noise[i + 1])
             log_probs.append(step.log_prob(x).detach() if noisy else torch.full_like(x[:, 0, 0, 0], torch.nan).detach())
             latents.append(x.detach())
+            means.append(step.mean.detach())
         return Trajectory(
             tuple(prompts), torch.stack(latents, 1), self.schedule.timesteps, torch.stack(log_probs, 1), self.decode(x),
-            torch.stack(kl, 1) if with_kl else None,
+            torch.stack(kl, 1) if with_kl else None, torch.stack(means, 1) if with_means else None,
         )  # fmt: skip
 
 

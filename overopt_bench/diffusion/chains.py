@@ -21,6 +21,37 @@ class Link(NamedTuple):
     kl: Tensor | None
 
 
+class Chains(NamedTuple):
+    """Whole chains of B images.
+
+    Attributes:
+        last: ``[B, C, h, w]`` the clean latents, with their graph.
+        latents: ``[B, T+1, C, h, w]`` detached.
+        log_probs: ``[B, T]`` detached; NaN at deterministic steps, which have no density.
+        kl: ``[B, T]`` where it was asked for.
+        means: ``[B, T, C, h, w]`` of each step's Gaussian, detached, where they were asked for.
+    """
+
+    last: Tensor
+    latents: Tensor
+    log_probs: Tensor
+    kl: Tensor | None
+    means: Tensor | None
+
+
+def collect(start: Tensor, links: Iterator[Link], *, with_means: bool = False) -> Chains:
+    """Walk to the end of the chains that begin at ``start`` ``[B, C, h, w]``, and keep all of them."""
+    x, latents, log_probs, kl, means = start, [start], [], [], []
+    for step, x, own_kl in links:
+        with torch.no_grad():
+            log_probs.append(step.log_prob(x) if step.noisy else x.new_full((len(x),), torch.nan))
+        latents.append(x.detach())
+        kl += [] if own_kl is None else [own_kl]
+        means += [step.mean.detach()] if with_means else []
+    kept = (torch.stack(each, 1) if each else None for each in (kl, means))
+    return Chains(x, torch.stack(latents, 1), torch.stack(log_probs, 1), *kept)
+
+
 def walk(
     noise: Tensor, etas: list[float], transition: Callable[[Tensor, Tensor], Transition],
     base: Callable[[], AbstractContextManager[None]], *, grad_from: int | None = None, with_kl: bool = False,

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.adapter import LORA_TARGETS, finite, read_lora, write_lora
-from overopt_bench.diffusion.chains import Link, walk
+from overopt_bench.diffusion.chains import Link, collect, walk
 from overopt_bench.diffusion.decoder import Decoder, refuse_infinite
 from overopt_bench.diffusion.network import Network, add_adapter
 from overopt_bench.diffusion.pipelines import cast, configs_of, latent_side, refuse_unsupported
@@ -177,15 +177,18 @@ class DiffusionPolicy:
         return torch.randn((n, self.num_steps + 1, *self.latent_shape), generator=generator).transpose(0, 1)
 
     def rollout(
-        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False
-    ) -> Trajectory:
+        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False,
+        with_means: bool = False,
+    ) -> Trajectory:  # fmt: skip
         """Draw one image per prompt from the generator's noise; see ``types.Policy``."""
-        return self.sample(self.draw_noise(len(prompts), generator), prompts, eta=eta, with_kl=with_kl)[0]
+        noise = self.draw_noise(len(prompts), generator)
+        return self.sample(noise, prompts, eta=eta, with_kl=with_kl, with_means=with_means)[0]
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, prompts: Sequence[str], *, with_kl: bool = False, eta: Tensor | None = None
-    ) -> tuple[Trajectory, Tensor | None]:
+        self, noise: Tensor, prompts: Sequence[str], *, with_kl: bool = False, eta: Tensor | None = None,
+        with_means: bool = False,
+    ) -> tuple[Trajectory, Tensor | None]:  # fmt: skip
         """Draw chains from given noise without a graph, in micro-batches, shared among processes.
 
         Args:
@@ -193,6 +196,7 @@ class DiffusionPolicy:
             prompts: B prompts.
             with_kl: also give ``kl``, at the price of a pass of the base model a step.
             eta: ``[T]`` noise of each step, in place of the schedule's own.
+            with_means: also give ``means``.
 
         Returns:
             The trajectory and its ``kl``, if asked: E over on-policy trajectories of its sum is the exact path KL.
@@ -203,13 +207,14 @@ class DiffusionPolicy:
 
         def work(rows: Tensor) -> tuple[Tensor, ...]:
             own = [prompts[k] for k in rows.tolist()]
-            t = self._chains(noise[:, rows].to(self.device), own, with_kl=with_kl, eta=eta)
-            return (t.latents, t.log_probs, t.images, *([] if t.kl is None else [t.kl]))
+            t = self._chains(noise[:, rows].to(self.device), own, with_kl=with_kl, eta=eta, with_means=with_means)
+            return tuple(kept for kept in (t.latents, t.log_probs, t.images, t.kl, t.means) if kept is not None)
 
-        latents, log_probs, images, *kl = self.world.map(work, len(prompts), self.micro_batch)
+        latents, log_probs, images, *more = self.world.map(work, len(prompts), self.micro_batch)
         refuse_infinite(images)
-        t = Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images, kl[0] if with_kl else None)
-        return t, t.kl
+        kl = more[0] if with_kl else None
+        means = more[-1] if with_means else None
+        return Trajectory(tuple(prompts), latents, self.timesteps, log_probs, images, kl, means), kl
 
     def rollout_from(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int, checkpoint: bool = False, with_kl: bool = False
@@ -221,21 +226,14 @@ class DiffusionPolicy:
 
     def _chains(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,
-        with_kl: bool = False, eta: Tensor | None = None,
+        with_kl: bool = False, eta: Tensor | None = None, with_means: bool = False,
     ) -> Trajectory:  # fmt: skip
-        x = noise[0]
-        latents, log_probs, kl = [x], [], []
-        for step, x, own_kl in self.walk(
-            noise, prompts, grad_from=grad_from, checkpoint=checkpoint, with_kl=with_kl, eta=eta
-        ):
-            with torch.no_grad():  # a deterministic step has no density
-                log_probs.append(step.log_prob(x) if step.noisy else x.new_full((len(prompts),), torch.nan))
-            latents.append(x.detach())
-            kl += [] if own_kl is None else [own_kl]
+        links = self.walk(noise, prompts, grad_from=grad_from, checkpoint=checkpoint, with_kl=with_kl, eta=eta)
+        drawn = collect(noise[0], links, with_means=with_means)
         with torch.set_grad_enabled(grad_from is not None):
-            images = self.decode(x)
-        drawn = torch.stack(latents, 1), self.timesteps, torch.stack(log_probs, 1), images
-        return Trajectory(tuple(prompts), *drawn, torch.stack(kl, 1) if with_kl else None)
+            images = self.decode(drawn.last)
+        kept = drawn.latents, self.timesteps, drawn.log_probs, images, drawn.kl, drawn.means
+        return Trajectory(tuple(prompts), *kept)
 
     def walk(
         self, noise: Tensor, prompts: Sequence[str], *, grad_from: int | None = None, checkpoint: bool = False,

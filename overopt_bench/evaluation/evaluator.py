@@ -145,6 +145,8 @@ class Evaluator:
                 **({"trained_on": repeated} if (repeated := self.trained_on.get(split.name)) else {}),
                 "scores": {name: [round(v, 6) for v in values.tolist()] for name, values in seen.scores.items()},
                 "path_kl": None if seen.kl is None else [round(v, 6) for v in seen.kl.sum(1).tolist()],
+                # of each denoising step, the mean over images
+                "kl_by_step": None if seen.kl is None else [round(v, 6) for v in seen.kl.mean(0).tolist()],
                 "first_cell": sum(len(p) for p in pictures), "columns": COLUMNS, "cell": seen.images.shape[-1],
             })  # fmt: skip
             pictures.append(seen.images.cpu())

@@ -29,6 +29,7 @@ class Trajectory:
         images: ``[B, 3, H, W]`` in [0, 1]; carries a graph only when the rollout was differentiable.
         kl: ``[B, T]`` nats, the exact KL of each step to the base model's from the same latents, where it was asked
             for; NaN at deterministic steps. Carries a graph where the step does.
+        means: ``[B, T, C, h, w]`` float32, the mean of each step's Gaussian, where it was asked for. Detached.
     """
 
     prompts: tuple[str, ...]
@@ -37,6 +38,7 @@ class Trajectory:
     log_probs: Tensor
     images: Tensor
     kl: Tensor | None = None
+    means: Tensor | None = None
 
 
 class Policy(Protocol):
@@ -55,8 +57,9 @@ class Policy(Protocol):
     device: torch.device
 
     def rollout(
-        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False
-    ) -> Trajectory:
+        self, prompts: Sequence[str], generator: Generator, *, eta: Tensor | None = None, with_kl: bool = False,
+        with_means: bool = False,
+    ) -> Trajectory:  # fmt: skip
         """Draw one image per prompt, without a graph; in micro-batches, shared among processes.
 
         Args:
@@ -64,6 +67,7 @@ class Policy(Protocol):
             generator: what the noise is drawn from; the same draws whatever ``eta`` is.
             eta: ``[T]`` noise of each step, in place of the schedule's own; a step with 0 is deterministic.
             with_kl: also give ``kl``, at the price of a pass of the base model a step.
+            with_means: also give ``means``, which take as much memory as the latents, and no pass.
         """
         ...
 
