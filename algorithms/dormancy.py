@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from overopt_bench.algorithms.explained import explained_by_step, explained_variance
+from overopt_bench.compute.moments import explained_by_step, explained_variance
 from overopt_bench.lazy import torch
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from overopt_bench.algorithms.dormancy import Dormancy
-from overopt_bench.algorithms.explained import explained_by_step, explained_variance
 from overopt_bench.algorithms.ppo import PerPromptStats, PolicyUpdater, PPOParams, sample_epoch, zero_spread_share
-from overopt_bench.compute.moments import moments, standardise
+from overopt_bench.compute.moments import explained_by_step, explained_variance, moments, standardise
+from overopt_bench.encoders.latents import latent_features
 from overopt_bench.lazy import torch
 from overopt_bench.registry import register_algorithm
 from overopt_bench.types import Algorithm, AlgorithmParams, ImageCost, TrainContext
@@ -100,7 +100,10 @@ class TDPO(Algorithm):
         epoch = sample_epoch(self.ctx, self.params)
         prompts, trajectory = epoch.prompts, epoch.trajectory
         with torch.no_grad():
-            features = self.encode(trajectory.latents[:, : self.updater.trained_steps])  # [N, T, D]
+            latents = trajectory.latents[:, : self.updater.trained_steps]  # [N, T, C, h, w], the steps' inputs
+            (features,) = latent_features(
+                self.ctx.policy, latents, self.updater.micro_batch, self.ctx.encoder
+            )  # [N, T, D]
             values_old = self.critic.eval()(features)  # [N, T]
 
         # 2. temporal rewards: normalised terminal reward minus the critic's value of the step's input
@@ -140,17 +143,6 @@ class TDPO(Algorithm):
             "zero_spread_prompts": zero_spread_share(normalised, prompts), **self.updater.take_summary(), **critic_metrics,
             **dict(zip(self.CRITIC_METRICS, torch.tensor(critic_rows).mean(0).tolist(), strict=True)),
         }  # fmt: skip
-
-    def encode(self, latents: Tensor) -> Tensor:
-        """Features ``[N, T, D]`` of the decoded latents ``[N, T, C, h, w]``, through uint8 as in the published code."""
-        flat = latents.flatten(0, 1)  # [N T, C, h, w]
-
-        def work(rows: Tensor) -> tuple[Tensor]:
-            images = (self.ctx.policy.decode(flat[rows]) * 255).round() / 255
-            return (self.ctx.encoder(images).float(),)
-
-        (features,) = self.ctx.policy.world.map(work, len(flat), self.updater.micro_batch)
-        return features.view(*latents.shape[:2], -1)
 
     def batches(self, samples: int) -> list[tuple[Tensor, Tensor]]:
         """(sample, step) indices of each update, M transitions of M different samples at unrelated noise levels."""

@@ -13,10 +13,10 @@ from toy_policy import Spy, ToyPolicy, ToyProxy, context
 
 from overopt_bench.algorithms.critic import TemporalCritic
 from overopt_bench.algorithms.dormancy import dormant_mask
-from overopt_bench.algorithms.explained import explained_variance
 from overopt_bench.algorithms.ppo import PolicyUpdater
 from overopt_bench.algorithms.tdpo import TDPO
 from overopt_bench.algorithms.tdpo_r import TDPOR
+from overopt_bench.compute.moments import explained_variance
 
 SMALL = {"samples_per_epoch": 12, "batch_size": 8, "critic_hidden": (8, 4), "probe_size": 16}
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 from toy_policy import Spy, ToyPolicy, context
 
-from overopt_bench.algorithms.explained import explained_by_step, explained_variance
 from overopt_bench.algorithms.tdpo import TDPO
 from overopt_bench.algorithms.tdpo_r import TDPOR
+from overopt_bench.compute.moments import explained_by_step, explained_variance
 
 SMALL = {"samples_per_epoch": 12, "batch_size": 8, "critic_hidden": (8, 4), "probe_size": 16}  # 6 updates of 3 steps
 PRESET = Path(__file__).parents[1] / "overopt_bench" / "presets" / "tdpo-paper.yaml"

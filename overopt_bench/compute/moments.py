@@ -1,4 +1,4 @@
-"""Mean and deviation of rewards, and rewards standardised by them: equal rewards give exactly 0."""
+"""Mean and deviation of rewards, rewards standardised by them (equal ones give exactly 0), and how much a value explains."""
 
 from __future__ import annotations
 
@@ -52,3 +52,14 @@ def standardise(values: Tensor, known: Tensor | None = None, epsilon: float = 1e
     if deviation == 0:
         return torch.zeros_like(values)
     return ((values.double() - mean) / (deviation + epsilon)).to(values.dtype)
+
+
+def explained_variance(returns: Tensor, values: Tensor) -> float:
+    """1 - Var(G - V) / Var(G); 0 where the returns have no spread, for there is nothing to explain."""
+    spread = returns.var(unbiased=False)
+    return (1 - (returns - values).var(unbiased=False) / spread).item() if spread > 1e-12 else 0.0
+
+
+def explained_by_step(returns: Tensor, values: Tensor) -> list[float]:
+    """The explained variance of each denoising step's values among N chains: ``[N, T]`` both, T numbers."""
+    return [explained_variance(g, v) for g, v in zip(returns.T, values.T, strict=True)]
