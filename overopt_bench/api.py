@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import builtins
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overopt_bench.commands import requests
 from overopt_bench.commands.command import Arguments, command
 from overopt_bench.compute.runtime import Runtime
+
+if TYPE_CHECKING:
+    from overopt_bench.commands.ceiling import Ceiling
 
 
 @command(requests.RunRequest)
@@ -119,6 +122,33 @@ def score(arguments: Arguments) -> Any:
     if complaints:
         raise RunError("; ".join(complaints))
     return table
+
+
+@command(requests.CeilingRequest)
+def ceiling(arguments: Arguments) -> Ceiling:
+    """Say how much of the returns a temporal critic could explain, by denoising step.
+
+    Of images of the base model, on prompts that the critics were not fitted on; nothing is trained on the proxy. Returns
+    a ``commands.ceiling.Ceiling``.
+    """
+    from overopt_bench.commands.ceiling import ask, check
+    from overopt_bench.commands.settings import choose_suite, make_runtime
+    from overopt_bench.plugins import load_plugins
+    from overopt_bench.registry import get_suite
+
+    asked, given = arguments.make(requests.Questions), arguments.given
+    load_plugins(arguments.make(requests.Plugins).plugin)
+    runtime = make_runtime(arguments.of(Runtime))
+    name, reason = choose_suite(given.get("suite"), runtime.weights, given.get("model"))
+    suite = get_suite(name, runtime.weights, given.get("model"))
+    proxies = check(asked, suite)
+    print(f"suite {name}: {reason}", flush=True)
+    result = ask(asked, suite, proxies, runtime)
+    result.show()
+    if asked.out is not None:
+        result.write(asked.out)
+        print(asked.out)
+    return result
 
 
 @command(requests.BenchRequest)

@@ -41,6 +41,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     api.eval,
     api.sample,
     api.score,
+    api.ceiling,
     api.bench,
     api.doctor,
 )

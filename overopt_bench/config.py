@@ -150,7 +150,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     family = suite.family()
     proxy = rewards.canonical(values["proxy"], family)
     gold = tuple(dict.fromkeys(rewards.canonical(name, family) for name in (*values.get("gold", ()), suite.gold)))
-    _check_split(suite, values.get("train_split", "train"))
+    check_split(suite, values.get("train_split", "train"))
     get_suite(suite.name, model=values.get("model"))
     defaults = {k: v for k, v in vars(suite.defaults).items() if k not in values}
     params = resolve_params(algo.name, suite.name, values.get("params", {}))
@@ -203,7 +203,12 @@ def _checked_shapes(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "gold": gold, "mitigation": chosen}
 
 
-def _check_split(suite: type[Suite], split: str) -> None:
+def check_split(suite: type[Suite], split: str) -> None:
+    """Refuse a split of the suite's prompts that does not exist or is held out.
+
+    Raises:
+        UserError: which names the nearest that may be trained on.
+    """
     if split == "train":
         return
     allowed = [name for name in suite().prompts if not name.startswith("heldout")]

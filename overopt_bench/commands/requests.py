@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from overopt_bench.compute.runtime import Machine, Runtime
-from overopt_bench.options import BaseModelChoice, Names, RunFolder, RunIdentity, RunSettings, SuiteChoice, option
+from overopt_bench.options import LARGEST_SEED, BaseModelChoice, Names, RunFolder, RunIdentity, RunSettings, SuiteChoice, option
 
 PROMPT = "What the pictures should show; may be repeated."
 
@@ -175,6 +175,26 @@ class Pictures(BaseModel):
 
 class ScoreRequest(Machine, Plugins, SuiteChoice, Pictures):
     """What ``score`` takes."""
+
+
+class Questions(BaseModel):
+    """What a critic could explain, of which rewards and on how many images of the base model."""
+
+    proxy: str = Field(
+        kw_only=False, description="Proxy rewards, separated by commas.", json_schema_extra={"metavar": "P,Q"}
+    )
+    images: int = option("Images to draw, of as many prompts as give 16 each.", 1024, ge=1)
+    seed: int = option("Seed of prompts, noise and critics.", 0, ge=0, le=LARGEST_SEED)
+    train_split: str = option("Prompts of the suite: train, or tuning to search settings.", "train")
+    num_steps: int | None = option("Denoising steps.", None, source="the suite's", ge=2, le=1000)
+    skip_last_steps: int | None = option(
+        "Last denoising steps that no algorithm trains on.", None, source="the most that the suite sets", ge=0
+    )
+    out: Path | None = option("Also write the numbers to this file, .json or .csv.", None, metavar="FILE")
+
+
+class CeilingRequest(Runtime, Plugins, BaseModelChoice, Questions):
+    """What ``ceiling`` takes."""
 
 
 class DoctorRequest(Machine, BaseModelChoice):

@@ -92,19 +92,14 @@ def trained_policy(
     """
     if not adapter_file(run / "adapter").exists():  # before the base model is loaded
         raise UserError(f"{run} has no adapter; a run saves it at its first evaluation")
-    from overopt_bench.diffusion.policy import DiffusionPolicy
     from overopt_bench.sizing import micro_batch
+    from overopt_bench.training.build import build_policy
 
     pipeline = suite.pipeline()
     fitting = runtime.micro_batch or micro_batch.choose_sampling(
         pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device
     )
-    policy = DiffusionPolicy(
-        pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
-        runtime=runtime.model_copy(update={"micro_batch": fitting}),
-        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
-    )  # fmt: skip
+    policy = build_policy(suite, pipeline, config, config.seed, runtime.model_copy(update={"micro_batch": fitting}))
     try:
         policy.load_adapter(run / "adapter")
     except FloatingPointError as error:

@@ -64,6 +64,18 @@ def choose_device(name: str | None) -> str:
     raise UserError(f"--device {name}: allowed are cpu, cuda and cuda:N")
 
 
+def parse_names(option: str, text: str) -> list[str]:
+    """``"a,b"`` to distinct names.
+
+    Raises:
+        UserError: where there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"{option} needs at least one name")
+    return names
+
+
 def pairs_for(algo: str, algos: Sequence[str], pairs: Iterable[str]) -> list[str]:
     """Return the ``--set`` pairs of one algorithm: ``lr=...`` is for all, ``ddpo.lr=...`` for ddpo.
 

@@ -11,7 +11,7 @@ from overopt_bench.commands.command import Arguments
 from overopt_bench.commands.grid import Cells, read_grid
 from overopt_bench.commands.requests import Grid, Recording, Sources, Working
 from overopt_bench.commands.run import announce
-from overopt_bench.commands.settings import Options, probe, read_options
+from overopt_bench.commands.settings import Options, parse_names, probe, read_options
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.errors import RunError, UserError
 from overopt_bench.options import RunFolder, RunSettings, command_line_name, words
@@ -34,18 +34,6 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seeds {text!r}: write 0-4 or 0,2,7")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
-
-
-def parse_names(option: str, text: str) -> list[str]:
-    """``"a,b"`` to distinct names.
-
-    Raises:
-        UserError: where there is none.
-    """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise UserError(f"{option} needs at least one name")
-    return names
 
 
 def run_grid(arguments: Arguments) -> list[Path]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from overopt_bench.compute.processes import World
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig, check_prompts
 from overopt_bench.diffusion.policy import DiffusionPolicy
+from overopt_bench.options import PolicySettings
 from overopt_bench.registry import algorithms, mitigations
 from overopt_bench.seeding import Generators
 from overopt_bench.sizing import micro_batch
@@ -68,21 +71,17 @@ def assemble(
             pipeline, config.precision, rewards.values(), config.guidance_scale != 1, runtime.device, algo=cls.name,
             image=cls.cost(params, config.num_steps), checkpoint=checkpoint,
         )  # fmt: skip
-    policy = DiffusionPolicy(
-        pipeline, num_steps=config.num_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-        lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, seed=config.seed, precision=config.precision,
-        runtime=runtime.model_copy(update={"micro_batch": sampling}), world=world,
-        schedule=suite.schedule(config.num_steps, config.eta, runtime.device),
-    )  # fmt: skip
+    policy = build_policy(
+        suite, pipeline, config, config.seed, runtime.model_copy(update={"micro_batch": sampling}), world
+    )
     policy.try_once()
     budget = Budget(config.budget_unit, config.budget, lambda: policy.nfe)
     generators, prompts = Generators(config.seed), config.training_prompts(suite)
     proxy = rewards[config.proxy]
-    own_encoder = proxy.feature_dim is not None
+    encoder, feature_dim, own_encoder = critic_encoder(proxy, suite)
     context = TrainContext(
         policy=policy, proxy=Metered(proxy, budget, world),
-        encoder=proxy.features if own_encoder else suite.clip_features,
-        feature_dim=proxy.feature_dim or suite.clip_dim, prompts=prompts,
+        encoder=encoder, feature_dim=feature_dim, prompts=prompts,
         draw_prompts=lambda n, group: draw_prompts(prompts, generators["prompts"], n, group), generators=generators,
         budget_left=budget.queries_left, micro_batch=training, checkpoint=checkpoint,
         mitigations=make_mitigations(config.mitigation, policy),
@@ -90,6 +89,33 @@ def assemble(
     algorithm = cls(context, params)
     settled = runtime.model_copy(update={"micro_batch": training})
     return Assembly(settled, policy, budget, generators, algorithm, own_encoder)
+
+
+def build_policy(
+    suite: Suite, pipeline: Any, settings: PolicySettings, seed: int, runtime: Runtime, world: World | None = None
+) -> DiffusionPolicy:
+    """Make a policy of a suite's pipeline, with a fresh adapter.
+
+    Args:
+        suite: gives the sampler.
+        pipeline: as the suite loaded it.
+        settings: how it is sampled and what of it is trained.
+        seed: of the adapter's initial weights.
+        runtime: with the micro-batch of the sampling.
+        world: the processes that share the sampling.
+    """
+    return DiffusionPolicy(
+        pipeline, num_steps=settings.num_steps, guidance_scale=settings.guidance_scale, eta=settings.eta,
+        lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha, seed=seed, precision=settings.precision,
+        runtime=runtime, world=world, schedule=suite.schedule(settings.num_steps, settings.eta, runtime.device),
+    )  # fmt: skip
+
+
+def critic_encoder(proxy: Reward, suite: Suite) -> tuple[Callable[[Tensor], Tensor], int, bool]:
+    """Give what a critic sees images through, its D, and whether it is the proxy's own rather than the suite's CLIP."""
+    if proxy.feature_dim is None:
+        return suite.clip_features, suite.clip_dim, False
+    return proxy.features, proxy.feature_dim, True
 
 
 def make_mitigations(texts: Sequence[str], policy: Policy) -> Mitigations:
