@@ -25,6 +25,7 @@ HEAVY = (
     "peft",
     "PIL",
     "scipy",
+    "sklearn",
     "torch",
     "transformers",
 )
@@ -60,6 +61,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["sweep", "--algo", "ddpo,tdqo", "--proxy", "aesthetic", "--suite", "mini"], "did you mean 'tdpo'"),
     (["sample", "nowhere", "--prompt", "a cat"], "nowhere is not a run folder"),
     (["eval", "nowhere"], "nowhere is not a run folder"),
+    (["ceiling", "--proxy", "aestetic", "--suite", "mini"], "did you mean 'aesthetic'"),
     (["score", "--reward", "aestetic", "--suite", "mini", "x.png"], "did you mean 'aesthetic'"),
 ]
 

@@ -72,7 +72,9 @@ class Ceiling:
         """Say in words what the numbers of each proxy mean."""
         for proxy, found in self.rows.items():
             own = next(row for row in found if (row.critic, row.inputs) == ("linear", "features"))
-            best = {kind: max((r for r in found if r.critic == kind), key=lambda r: r.pooled) for kind in ("linear", "mlp")}
+            best = {
+                kind: max((r for r in found if r.critic == kind), key=lambda r: r.pooled) for kind in ("linear", "mlp")
+            }
             highest = [max(row.steps[k] for row in found) for k in range(self.num_steps)]
             empty = [str(k) for k, value in enumerate(highest) if value < NOTHING]
             line = best["linear"]
@@ -241,7 +243,8 @@ def draw(
     from overopt_bench.training.calibration import calibrate
 
     sampling, choosing = (
-        torch.Generator().manual_seed(stable_seed("ceiling", asked.seed, purpose)) for purpose in ("sampling", "prompts")
+        torch.Generator().manual_seed(stable_seed("ceiling", asked.seed, purpose))
+        for purpose in ("sampling", "prompts")
     )
     if any(reward.needs_base_samples for reward in loaded.values()):
         evaluator = Evaluator.of_policy(policy, suite, loaded, prompts, images=1, eval_seed=0)

@@ -14,7 +14,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from overopt_bench.compute.runtime import Machine, Runtime
-from overopt_bench.options import LARGEST_SEED, BaseModelChoice, Names, RunFolder, RunIdentity, RunSettings, SuiteChoice, option
+from overopt_bench.options import (
+    LARGEST_SEED,
+    BaseModelChoice,
+    Names,
+    RunFolder,
+    RunIdentity,
+    RunSettings,
+    SuiteChoice,
+    option,
+)
 
 PROMPT = "What the pictures should show; may be repeated."
 

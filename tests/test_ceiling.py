@@ -1,0 +1,102 @@
+"""``overopt-bench ceiling``: what a critic could explain, on a few images of the mini suite, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from overopt_bench import cli
+from overopt_bench.algorithms.ppo import PerPromptStats
+from overopt_bench.commands.ceiling import skipped_steps, within_prompts
+from overopt_bench.registry import get_suite
+
+SMALL = [
+    "ceiling",
+    "--suite",
+    "mini",
+    "--device",
+    "cpu",
+    "--images",
+    "20",
+    "--num-steps",
+    "2",
+    "--skip-last-steps",
+    "1",
+]
+
+
+def test_returns_are_those_that_algorithms_learn_from() -> None:
+    scores = torch.tensor([1.0, 5.0, 2.0, 5.0, 6.0, 5.0])
+    groups = torch.tensor([0, 1, 0, 1, 0, 1])
+    learned = PerPromptStats(buffer_size=8, min_count=1).update([str(k) for k in groups.tolist()], scores)
+    assert torch.equal(within_prompts(scores, groups), learned) and bool((learned[groups == 1] == 0).all())
+
+
+def test_the_suites_settings_say_which_steps_are_trained() -> None:
+    assert skipped_steps(get_suite("mini")) == 2
+
+
+def test_numbers_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two proxies, from the same chains; the file of one ending holds what the other does."""
+    assert cli.main([*SMALL, "--proxy", "aesthetic,pickscore", "--out", str(tmp_path / "a.json")]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["images"], found["prompts"], found["num_steps"], found["trained_steps"]) == (20, 5, 2, 1)
+    assert [*found["rows"]] == ["aesthetic", "pickscore"] and all(len(rows) == 7 for rows in found["rows"].values())
+    for row in found["rows"]["aesthetic"]:
+        assert len(row["steps"]) == 2 and row["trained"] == row["steps"][0] and row["pooled"] <= 1
+        assert f"{row['pooled']:.3f}" in said
+    assert "aesthetic: of the variance of returns" in said
+    assert cli.main([*SMALL, "--proxy", "aesthetic", "--out", str(tmp_path / "a.csv")]) == 0
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert table["pooled"].tolist() == pytest.approx([row["pooled"] for row in found["rows"]["aesthetic"]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+FLAT = """
+from overopt_bench.registry import register_reward
+from overopt_bench.types import Reward
+
+@register_reward
+class Flat(Reward):
+    name, needs_prompt = "flat", False
+
+    def __call__(self, images, prompts):
+        return images.new_full((len(images),), 0.3)
+"""
+
+
+def test_a_proxy_without_spread_is_refused(
+    clean_registry: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flat.py").write_text(FLAT)
+    assert cli.main([*SMALL, "--proxy", "flat", "--plugin", str(tmp_path / "flat.py")]) == 2
+    error = capsys.readouterr().err
+    assert "'flat' gives all images of a prompt the same score" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--proxy", "aestetic"], "did you mean 'aesthetic'"),
+        (["--proxy", ","], "--proxy needs at least one name"),
+        (["--proxy", "aesthetic", "--suite", "nimi"], "did you mean 'mini'"),
+        (["--proxy", "aesthetic", "--train-split", "tunning"], "did you mean 'tuning'"),
+        (["--proxy", "aesthetic", "--images", "9"], "--images 9 is too few: at least 10"),
+        (["--proxy", "aesthetic", "--out", "a.txt"], "end in .json or .csv"),
+        (["--proxy", "aesthetic", "--out", "no_such_folder/a.csv"], "there is no folder no_such_folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*SMALL, *words]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and out == "" and err.count("\n") == 1
+
+
+def test_a_suite_of_too_few_prompts_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ceiling", "--suite", "tiny", "--device", "cpu", "--proxy", "truth"]) == 2
+    assert "'train' of tiny has 2 prompts; at least 5 are needed" in capsys.readouterr().err
