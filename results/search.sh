@@ -2,7 +2,7 @@
 # The search that chose the mini suite's settings, on prompts and a seed that no reported run uses. `results/README.md`
 # has the rule, which was written down first, and what was chosen. What is complete is skipped.
 set -euo pipefail
-common=(--proxy imagereward --seeds 100 --train-split tuning --suite mini --budget 2048 --eval-points 2 --out results/search)
+common=(--proxy imagereward --seeds 100 --train-split tuning --suite mini --budget 1024 --eval-points 2 --out results/search)
 
 # 1. what all algorithms with a ratio share, with DDPO alone: which steps are trained, inside which trust region
 trial() { overopt-bench sweep --algo ddpo "${common[@]}" --set "$1" --set "$2" --set "$3" --tag "$4"; }
