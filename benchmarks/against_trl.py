@@ -31,6 +31,8 @@ DIFFERENCES = """What cannot be made equal:
 
 - trl computes the activations of AlignProp's passes again in every backward pass and has no option for it; ours does so
   with `--checkpoint` (column "recomputed").
+- trl's DDPO without guidance fails in the diffusers of its time, which hands over negative prompts as well; one line of
+  ours keeps them away.
 - trl runs in diffusers 0.35, transformers 4.56 and peft 0.17, ours in the installed ones; torch is the same.
 - Ours holds the U-Net in the channels-last layout, trl as it is loaded.
 - trl's DDPO shuffles the steps of each chain by itself and ours does not; both take each transition once, in passes of a

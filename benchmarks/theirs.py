@@ -39,6 +39,10 @@ def trainer(case: Case, batch: int) -> Any:
         # fixed, for a random cut is drawn anew at every denoising step and skips steps rather than cutting the chain
         truncation = {"truncated_backprop_rand": False, "truncated_backprop_timestep": STEPS - case.grad_steps}
         return AlignPropTrainer(AlignPropConfig(**common, **truncation), reward, lambda: next(prompts), pipeline)
+    if case.guidance == 1:
+        # diffusers of this age puts the negative prompts before the prompts even where no guidance is asked, and trl then
+        # hands twice as many prompts to the network as latents
+        pipeline.sd_pipeline._encode_prompt = lambda *_, prompt_embeds, **__: prompt_embeds
     own = {"sample_batch_size": batch, "sample_num_batches_per_epoch": 1, "train_cfg": case.guidance != 1}
     return DDPOTrainer(DDPOConfig(**common, **own), reward, lambda: next(prompts), pipeline)
 
