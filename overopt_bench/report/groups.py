@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from overopt_bench.registry import algorithms, suites
-from overopt_bench.report.load import Run, full_settings
+from overopt_bench.report.load import Run, full_settings, other_rewards
 from overopt_bench.report.styles import Style, assign
 from overopt_bench.types.algorithm import Role
 
@@ -36,6 +36,7 @@ class Group:
         runs: the runs.
         reference: records of the repository to draw beside them, up to their own budget.
         styles: how each label is drawn on a page with other groups; where empty, as if the group were alone.
+        note: why its runs are kept apart from others of the same settings; empty where there is nothing to say.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Group:
     runs: tuple[Run, ...]
     reference: Group | None = None
     styles: Mapping[str, Style] = field(default_factory=dict)
+    note: str = ""
 
     @cached_property
     def _cells(self) -> dict[str, dict[str, list[Run]]]:
@@ -138,10 +140,11 @@ def with_styles(groups: Sequence[Group]) -> list[Group]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Complete runs by everything that must be equal for a comparison.
+    """Complete runs by everything that must be equal for a comparison, the weights of model and rewards included.
 
     Seeds of one algorithm and proxy whose parameters differ are kept apart: the smaller set goes to a group of
-    its own, named for what differs.
+    its own, named for what differs. So are runs that asked a reward of the same name and other weights. Records that are
+    older than the hashes of rewards are taken to have the same.
     """
     tables: dict[str, list[Run]] = {}
     for run in runs:
@@ -153,14 +156,29 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     groups = []
     for text, members in tables.items():
         settings = json.loads(text)
-        for k, part in enumerate(_consistent(members)):
-            name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}" + (f"-variant{k}" if k else "")
-            groups.append(Group(name, settings, tuple(part)))
+        for same, note in _same_rewards(members):
+            for k, part in enumerate(_consistent(same)):
+                name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}"
+                groups.append(Group(name + (f"-variant{k}" if k else ""), settings, tuple(part), note=note))
     names = [g.name for g in groups]
-    return [
-        Group(g.name if names.count(g.name) == 1 else f"{g.name}-{n + 1}", g.settings, g.runs)
-        for n, g in enumerate(groups)
-    ]
+    return [g if names.count(g.name) == 1 else replace(g, name=f"{g.name}-{n + 1}") for n, g in enumerate(groups)]
+
+
+def _same_rewards(runs: list[Run]) -> list[tuple[list[Run], str]]:
+    """Split runs so that within a part every reward has one hash; beside each part, what tells it from the first."""
+    parts: list[tuple[dict[str, Any], list[Run]]] = []
+    for run in runs:
+        for hashes, members in parts:
+            if not other_rewards(hashes, run.reward_hashes):
+                hashes.update(run.reward_hashes)
+                members.append(run)
+                break
+        else:
+            parts.append((run.reward_hashes, [run]))
+    apart = "These runs are apart from others of the same settings, for the weights differ of"
+    first = parts[0][0]
+    named = [(members, ", ".join(other_rewards(first, hashes))) for hashes, members in parts]
+    return [(members, f"{apart} {names}." if names else "") for members, names in named]
 
 
 def _consistent(runs: list[Run]) -> list[list[Run]]:

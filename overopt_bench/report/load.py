@@ -62,6 +62,12 @@ class Run:
         return self.sessions[0] if self.sessions else {}
 
     @property
+    def reward_hashes(self) -> dict[str, Any]:
+        """The hash of each reward's weights, None of one that has none; empty where the record is older than these."""
+        found = self.provenance.get("rewards")
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """What the sessions say of other people's metrics, by the metric's name."""
         said = [session.get("metrics") for session in self.sessions]
@@ -137,6 +143,11 @@ class Run:
         return name + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
 
 
+def other_rewards(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Name the rewards whose weights differ: the same word for another number. One that either lacks does not."""
+    return sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
+
+
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded configuration with today's defaults for the fields that came after it was recorded."""
     return {**json.loads(_defaults()), **config}
@@ -193,12 +204,15 @@ def mark_duplicates(runs: list[Run]) -> list[Run]:
 
     Golds do not count, since they change nothing in training; the run that recorded the most rewards is kept.
     """
-    kept: dict[str, Run] = {}
+    kept: dict[str, list[Run]] = {}
     complete = [run for run in runs if run.state == "complete"]
     for run in sorted(complete, key=lambda run: -len(run.evaluations.numbers)):
         settings = {k: v for k, v in full_settings(run.config).items() if k != "gold"}
-        first = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), run)
-        if first is not run:
+        alike = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), [])
+        first = next((one for one in alike if not other_rewards(one.reward_hashes, run.reward_hashes)), None)
+        if first is None:
+            alike.append(run)
+        else:
             run.state, run.reason = "duplicate", f"same configuration and seed as {first.folder}"
     return runs
 

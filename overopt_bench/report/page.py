@@ -98,7 +98,7 @@ def group_context(
                 row["colour"] = colour_class(group.style(row["algorithm"]).colour)
     return {
         "name": group.name, "title": group.title, "findings": findings, "verdicts": verdicts, "tables": tables,
-        "notes": [*_gold_notes(group), *_reference_notes(group)], "strips": strips,
+        "notes": [*filter(None, [group.note]), *_gold_notes(group), *_reference_notes(group)], "strips": strips,
         "settings": json.dumps({k: v for k, v in group.settings.items() if k != "weights"}, ensure_ascii=False),
         "figures": [drawn for drawn in figures if drawn.proxy is None],
         "panels": {proxy: list(own) for proxy, own in groupby(figures, lambda drawn: drawn.proxy) if proxy is not None},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,8 +85,7 @@ def _other_rewards(group: Group, reference: Group) -> list[str]:
 def _reward_hashes(group: Group) -> dict[str, set[str | None]]:
     found: dict[str, set[str | None]] = {}
     for run in group.runs:
-        rewards = run.provenance.get("rewards", {})
-        for name, digest in rewards.items() if isinstance(rewards, Mapping) else ():
+        for name, digest in run.reward_hashes.items():
             found.setdefault(name, set()).add(digest)
     return found
 
