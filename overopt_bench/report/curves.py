@@ -36,14 +36,7 @@ def mean_curve(runs: list[Run], x: str, y: str) -> tuple[Array, Array, Array, Ar
 
 
 def _pair(run: Run, x: str, y: str) -> tuple[Array, Array]:
-    queries, values = run.curve(y)
-    if x == "queries":
-        return queries, values
-    others, numbers = run.curve(x)
-    if others is queries:
-        return numbers, values
-    _, here, there = np.intersect1d(queries, others, return_indices=True)
-    return numbers[there], values[here]
+    return run.curve(y) if x == "queries" else run.together(x, y)
 
 
 def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, *, dashed: bool = False, band: bool = True) -> None:

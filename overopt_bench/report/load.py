@@ -83,6 +83,12 @@ class Run:
         """(queries, values) of an evaluation metric, where it was recorded."""
         return self.evaluations.numbers.get(key, (NOWHERE, NOWHERE))
 
+    def together(self, x: str, y: str) -> tuple[Array, Array]:
+        """Two metrics at the same evaluations ``[points]``: those that recorded both, found by their queries."""
+        (queries, xs), (others, ys) = self.curve(x), self.curve(y)
+        _, here, there = np.intersect1d(queries, others, return_indices=True)
+        return xs[here], ys[there]
+
     def last(self, key: str) -> float | None:
         """The metric at the end; None where the last evaluation does not have it."""
         queries, values = self.curve(key)

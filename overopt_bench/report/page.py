@@ -23,10 +23,11 @@ from PIL import Image
 
 from overopt_bench.recording.sessions import session_differences
 from overopt_bench.report.cells import show
+from overopt_bench.report.findings import Finding
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.reference import other_parameters
-from overopt_bench.report.verdicts import Finding, Verdict
+from overopt_bench.report.verdicts import Verdict
 
 LONG = 40  # rows of a table that is shown when it is asked for
 NAMED = 20  # folders in a sentence
