@@ -152,7 +152,9 @@ def _finding(one: Outcome, held_out: Outcome | None, role: str) -> str:
 def _fell(one: Outcome) -> str:
     """Whether and by how much a gold fell over seeds."""
     if one.fall.count < 2:
-        return f"ended {one.fall.value:.3f} below its peak (1 seed, no interval)"
+        peak = one.runs[0].peak(one.split, one.gold)
+        error = f"; standard error over prompts {peak.drop.error:.3f}" if peak is not None else ""
+        return f"ended {one.fall.value:.3f} below its peak (1 seed{error})"
     what = grounds(one.fall, one.p, "seed")
     if shown(one.fall, one.p) and one.fall.value > 0:
         return f"fell by {one.fall.value:.3f} from its peak ({what})"

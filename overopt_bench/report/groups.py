@@ -146,22 +146,44 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     its own, named for what differs. So are runs that asked a reward of the same name and other weights. Records that are
     older than the hashes of rewards are taken to have the same.
     """
-    tables: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.state != "complete":
-            continue
-        key = {k: v for k, v in full_settings(run.config).items() if k not in NOT_COMPARED}
-        key["weights"] = run.provenance.get("weights")
-        tables.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     groups = []
-    for text, members in tables.items():
-        settings = json.loads(text)
-        for same, note in _same_rewards(members):
-            for k, part in enumerate(_consistent(same)):
-                name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}"
-                groups.append(Group(name + (f"-variant{k}" if k else ""), settings, tuple(part), note=note))
+    for settings, members, note in comparable(run for run in runs if run.state == "complete"):
+        for k, part in enumerate(_consistent(members)):
+            name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}"
+            groups.append(Group(name + (f"-variant{k}" if k else ""), settings, tuple(part), note=note))
     names = [g.name for g in groups]
     return [g if names.count(g.name) == 1 else replace(g, name=f"{g.name}-{n + 1}") for n, g in enumerate(groups)]
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Everything that must be equal for a comparison but the rewards' weights: settings, and the model's weights."""
+    settings = {k: v for k, v in full_settings(run.config).items() if k not in NOT_COMPARED}
+    return settings | {"weights": run.provenance.get("weights")}
+
+
+def comparable(runs: Iterable[Run]) -> list[tuple[dict[str, Any], list[Run], str]]:
+    """Split runs into those that may be compared: their settings, the runs, and why they are apart from others of these."""
+    tables: dict[str, list[Run]] = {}
+    for run in runs:
+        tables.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
+    return [(json.loads(text), same, note) for text, members in tables.items() for same, note in _same_rewards(members)]
+
+
+def differences_in_words(
+    here: Mapping[str, Any], there: Mapping[str, Any], may_differ: Iterable[str] = ()
+) -> list[str]:
+    """Say which settings differ, and in what; of weights, that they do."""
+    names = sorted((here.keys() | there.keys()) - {"weights", *may_differ})
+    differences = [
+        f"{name} ({_short(here.get(name))} here, {_short(there.get(name))} there)"
+        for name in names if here.get(name) != there.get(name)
+    ]  # fmt: skip
+    return differences + (["the base model's weights"] if here.get("weights") != there.get("weights") else [])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _same_rewards(runs: list[Run]) -> list[tuple[list[Run], str]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from overopt_bench.config import MEMORY_PARAMS, RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.recording.labels import label_of
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
 from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
@@ -144,9 +145,8 @@ class Run:
 
     @cached_property
     def label(self) -> str:
-        """The algorithm, with its mitigations and the tag where there are any: tags stand for other settings."""
-        name = " + ".join([self.algo, *self.config.get("mitigation", ())])
-        return name + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
+        """What the run is called among others."""
+        return label_of(self.config)
 
 
 def other_rewards(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
