@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from overopt_bench.report.escape import latex_text, markdown_text
-from overopt_bench.report.statistics import Estimate, Paired
+from overopt_bench.report.peaks import Paired
+from overopt_bench.report.statistics import Estimate
 from overopt_bench.text import csv_text
 
 Cell = Estimate | Paired | float | int | str | None

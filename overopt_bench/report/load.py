@@ -17,8 +17,10 @@ from overopt_bench.errors import UserError
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
 from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
+from overopt_bench.report.peaks import Paired, Peak, cross_fitted_peak, paired_difference
 from overopt_bench.report.progress import track
-from overopt_bench.report.statistics import Array, Paired, Peak, cross_fitted_peak, paired_difference
+from overopt_bench.report.selected import in_halves, with_own_distance
+from overopt_bench.report.statistics import Array
 from overopt_bench.types.algorithm import Role
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
@@ -86,15 +88,19 @@ class Run:
         return float(np.interp(queries, xs, ys)) if len(xs) and xs[0] <= queries <= xs[-1] else None
 
     def scores(self, split: str, reward: str) -> Array | None:
-        """Scores ``[points, images]`` of a split; None where single images were not kept (best-of-n)."""
+        """Scores ``[points, images]`` of a split, of ``prompts``; None where single images were not kept."""
         rows = [row for point in self.points.get(split, ()) if (row := point.of(reward)) is not None]
         return np.stack(rows) if len(rows) > 1 else None
+
+    def prompts(self, split: str) -> tuple[str, ...]:
+        """The prompt of each image of a split, the same at all points."""
+        return self.points[split][0].prompts
 
     def peak(self, split: str, reward: str) -> Peak | None:
         """Where a split's scores are highest; None where single images were not kept. Found once."""
         if (split, reward) not in self._peaks:
             scores = self.scores(split, reward)
-            self._peaks[split, reward] = None if scores is None else cross_fitted_peak(scores)
+            self._peaks[split, reward] = None if scores is None else cross_fitted_peak(scores, self.prompts(split))
         return self._peaks[split, reward]
 
     @cached_property
@@ -104,7 +110,7 @@ class Run:
     def gain(self, split: str, reward: str) -> Paired | None:
         """By how much a split's scores rose from start to end; None where single images were not kept."""
         scores = self.scores(split, reward)
-        return None if scores is None else paired_difference(scores[-1], scores[0])
+        return None if scores is None else paired_difference(scores[-1], scores[0], self.prompts(split))
 
     def recorded(self, reward: str, split: str = "train") -> bool:
         """Whether the run evaluated the reward."""
@@ -243,8 +249,11 @@ def _read_metrics(run: Run) -> None:
         if event["event"] in events:
             events[event["event"]].append(event)
     try:
-        run.evaluations = evaluations(events["eval"])
+        selects = run.role == "selects"
+        run.evaluations = evaluations(with_own_distance(events["eval"]) if selects else events["eval"])
         run.points, run.dormant = scored(events["scores"]), dormant(events["critic"])
+        if selects:
+            run.points = {split: in_halves(points) for split, points in run.points.items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         run.state, run.reason = "damaged", f"metrics.jsonl: {type(error).__name__}: {error}"
 

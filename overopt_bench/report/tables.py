@@ -10,10 +10,10 @@ import pandas as pd
 from overopt_bench.report.cells import Cell
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
+from overopt_bench.report.peaks import Paired
 from overopt_bench.report.statistics import (
     Array,
     Estimate,
-    Paired,
     at_matched,
     best_of_n_form,
     fit_best_of_n,

@@ -12,7 +12,7 @@ import pandas as pd
 from overopt_bench.registry import algorithms
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
-from overopt_bench.report.statistics import Array, Estimate, difference, probability_of_improvement
+from overopt_bench.report.statistics import Array, Estimate, difference
 from overopt_bench.report.tables import gold_name, peak_of
 
 NOTHING = "no overoptimization shown within this budget"
@@ -223,10 +223,10 @@ def verdicts(group: Group, found: Sequence[Comparison]) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: an algorithm's name and a value for each of its seeds ``[seeds]``."""
+    """One side of a comparison: an algorithm's name and a value for each of its seeds."""
 
     name: str
-    values: Array
+    values: dict[int, float]
 
 
 def _pairs(group: Group, proxy: str, gold: str, split: str = "train") -> Iterator[tuple[Side, Side, str]]:
@@ -234,9 +234,10 @@ def _pairs(group: Group, proxy: str, gold: str, split: str = "train") -> Iterato
     key = f"{split}/{gold}/mean"
 
     def side(part: Group, label: str, queries: float | None = None) -> Side:
-        ends = [run.last(key) if queries is None else run.at(key, queries) for run in part.of(proxy, label, gold)]
+        runs = {int(run.config["seed"]): run for run in part.of(proxy, label, gold)}
+        ends = {seed: run.last(key) if queries is None else run.at(key, queries) for seed, run in runs.items()}
         suffix = " (reference)" if part is not group else ""
-        return Side(name(label) + suffix, np.array([end for end in ends if end is not None], float))
+        return Side(name(label) + suffix, {seed: end for seed, end in ends.items() if end is not None})
 
     trained = group.trained(proxy)
     for a, b in combinations(trained, 2):
@@ -248,10 +249,12 @@ def _pairs(group: Group, proxy: str, gold: str, split: str = "train") -> Iterato
 
 
 def _compare(proxy: str, gold: str, one: Side, two: Side, when: str) -> Comparison:
-    if np.mean(one.values) < np.mean(two.values):
+    found = difference(one.values, two.values)
+    if found.value < 0:
         one, two = two, one
-    level, chance = float(np.mean(one.values)), probability_of_improvement(one.values, two.values)
-    return Comparison(proxy, gold, when, one.name, two.name, difference(one.values, two.values), level, chance)
+        found = difference(one.values, two.values)
+    level = float(np.mean([*one.values.values()]))
+    return Comparison(proxy, gold, when, one.name, two.name, found, level, found.wins / found.of)
 
 
 def _sentence(one: Comparison, gold: str) -> Verdict:
