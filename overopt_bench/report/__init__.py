@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from overopt_bench.errors import UserError
 from overopt_bench.report import curves, figures, page, tables
 from overopt_bench.report.cells import write
+from overopt_bench.report.differences import differences
 from overopt_bench.report.escape import file_name
 from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.groups import Group, group_runs, with_styles
@@ -141,6 +142,7 @@ def _figures(group: Group, album: Album) -> Iterator[Job]:
     """List what can be drawn of a group: figures of all proxies, then those of each."""
     both = partial(curves.proxy_and_gold, group)
     yield Job("Proxy and gold against queries", "proxy_and_gold_against_queries", None, both)
+    yield Job("Differences at equal seeds", "differences", None, partial(differences, group))
     yield Job("Gold against proxy", "gold_against_proxy", None, partial(curves.gold_against_proxy, group))
     yield Job("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", None, partial(curves.against_kl, group))
     if cross := tables.cross_table(group):
