@@ -121,7 +121,7 @@ def legend(figure: Figure, axes: np.ndarray, note: str, counts: Counts | None = 
         ax.tick_params(labelsize=8)
         ax.locator_params(nbins=4)  # ticks and their labels are more than half of a figure's time
     texts = [said.get(label, label) for label in found]
-    widest = 0.6 + 0.065 * max(map(len, texts), default=0)  # inches: the line, then letters of 8 points
+    widest = 0.55 + 0.06 * max(map(len, texts), default=0)  # inches: the line, then letters of 8 points
     made = figure.legend(
         found.values(),
         texts,
