@@ -29,7 +29,8 @@ def prompt_means(values: ArrayLike, prompts: Sequence[str]) -> Array:
     which = numbered(prompts)
     members = np.zeros((len(which), int(which.max()) + 1))
     members[np.arange(len(which)), which] = 1
-    return np.asarray(values, float) @ (members / members.sum(0))
+    means: Array = np.asarray(values, float) @ (members / members.sum(0))
+    return means
 
 
 def units(values: ArrayLike, prompts: Sequence[str]) -> Array:

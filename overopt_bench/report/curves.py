@@ -34,19 +34,14 @@ def seed_curves(runs: list[Run], x: str, y: str) -> tuple[Array, Array]:
 
 
 def _pair(run: Run, x: str, y: str) -> tuple[Array, Array]:
-    queries, values = run.curve(y)
-    if x == "queries":
-        return queries, values
-    others, numbers = run.curve(x)
-    if others is queries:
-        return numbers, values
-    _, here, there = np.intersect1d(queries, others, return_indices=True)
-    return numbers[there], values[here]
+    return run.curve(y) if x == "queries" else run.together(x, y)
 
 
 def _drawn(part: Group, proxy: str, x: str, y: str) -> dict[str, list[Run]]:
-    """The seeds of each algorithm that recorded y; without what stays where it would be one point of a plane."""
-    found = {label: [run for run in part.of(proxy, label) if len(run.curve(y)[0])] for label in part.labels(proxy)}
+    """The seeds of each algorithm that recorded a line; what stays is one point where x is measured itself."""
+    found = {
+        label: [run for run in part.of(proxy, label) if len(_pair(run, x, y)[0]) > 1] for label in part.labels(proxy)
+    }
     return {label: runs for label, runs in found.items() if runs and (x == "queries" or runs[0].role != "stays")}
 
 

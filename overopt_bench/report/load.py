@@ -14,6 +14,7 @@ import numpy as np
 
 from overopt_bench.config import MEMORY_PARAMS, RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.recording.labels import label_of
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
 from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
@@ -62,6 +63,12 @@ class Run:
         return self.sessions[0] if self.sessions else {}
 
     @property
+    def reward_hashes(self) -> dict[str, Any]:
+        """The hash of each reward's weights, None of one that has none; empty where the record is older than these."""
+        found = self.provenance.get("rewards")
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """What the sessions say of other people's metrics, by the metric's name."""
         said = [session.get("metrics") for session in self.sessions]
@@ -76,6 +83,12 @@ class Run:
     def curve(self, key: str) -> tuple[Array, Array]:
         """(queries, values) of an evaluation metric, where it was recorded."""
         return self.evaluations.numbers.get(key, (NOWHERE, NOWHERE))
+
+    def together(self, x: str, y: str) -> tuple[Array, Array]:
+        """Two metrics at the same evaluations ``[points]``: those that recorded both, found by their queries."""
+        (queries, xs), (others, ys) = self.curve(x), self.curve(y)
+        _, here, there = np.intersect1d(queries, others, return_indices=True)
+        return xs[here], ys[there]
 
     def last(self, key: str) -> float | None:
         """The metric at the end; None where the last evaluation does not have it."""
@@ -132,9 +145,13 @@ class Run:
 
     @cached_property
     def label(self) -> str:
-        """The algorithm, with its mitigations and the tag where there are any: tags stand for other settings."""
-        name = " + ".join([self.algo, *self.config.get("mitigation", ())])
-        return name + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
+        """What the run is called among others."""
+        return label_of(self.config)
+
+
+def other_rewards(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Name the rewards whose weights differ: the same word for another number. One that either lacks does not."""
+    return sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
 
 
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,12 +210,15 @@ def mark_duplicates(runs: list[Run]) -> list[Run]:
 
     Golds do not count, since they change nothing in training; the run that recorded the most rewards is kept.
     """
-    kept: dict[str, Run] = {}
+    kept: dict[str, list[Run]] = {}
     complete = [run for run in runs if run.state == "complete"]
     for run in sorted(complete, key=lambda run: -len(run.evaluations.numbers)):
         settings = {k: v for k, v in full_settings(run.config).items() if k != "gold"}
-        first = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), run)
-        if first is not run:
+        alike = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), [])
+        first = next((one for one in alike if not other_rewards(one.reward_hashes, run.reward_hashes)), None)
+        if first is None:
+            alike.append(run)
+        else:
             run.state, run.reason = "duplicate", f"same configuration and seed as {first.folder}"
     return runs
 

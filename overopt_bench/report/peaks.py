@@ -88,7 +88,8 @@ def cross_fitted_peak(scores: Array, prompts: Sequence[str]) -> Peak:
     for locating in (0, 1):
         chosen = half == locating
         own = [prompt for prompt, is_chosen in zip(prompts, chosen, strict=True) if is_chosen]
-        top = int(prompt_means(scores[:, chosen], own).mean(1).argmax()) if own else 0
+        means = prompt_means(scores[:, chosen], own).mean(1) if own else np.zeros(len(scores))
+        top = int(np.where(np.isfinite(means), means, -np.inf).argmax())
         points.append(top)
         read[~chosen] = scores[top, ~chosen]
     first, last = points

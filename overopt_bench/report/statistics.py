@@ -132,13 +132,14 @@ def sign_flip_p(differences: Array) -> float:
     if len(values) <= EXACT:
         return float(np.mean(np.abs(_signs(len(values)) @ values) >= abs(values.sum()) - rounding))
     drawn = np.random.default_rng(0).choice((-1.0, 1.0), (FLIPS, len(values)))
-    beyond = int(np.sum(np.abs(drawn @ values) >= abs(values.sum()) - rounding))
-    return (beyond + 1) / (FLIPS + 1)  # what was seen is one of the choices
+    beyond = int((np.abs(drawn @ values) >= abs(values.sum()) - rounding).sum())
+    return float((beyond + 1) / (FLIPS + 1))  # what was seen is one of the choices
 
 
 def smallest_p(pairs: int) -> float:
     """Return the smallest two-sided p that sign flips of so many pairs can give: 2/2^pairs, reached where all agree."""
-    return min(1.0, 2.0 / 2**pairs)
+    least: float = 2.0 / 2**pairs
+    return min(1.0, least)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
