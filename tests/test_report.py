@@ -39,7 +39,7 @@ def test_figures_tables_and_page_are_made(results: Path, tmp_path: Path) -> None
     names = {p.stem for p in (tmp_path / "report" / "figures").glob("*.png")}
     assert names == {
         "proxy_and_gold_against_queries", "gold_against_proxy", "proxy_and_gold_against_kl", "cross_rewards",
-        "metric_kl", "metric_diversity", "dormant_aesthetic", "stills_aesthetic",
+        "metric_kl", "metric_diversity", "dormant_aesthetic", "stills_aesthetic", "differences",
     }  # fmt: skip
     assert names == {p.stem for p in (tmp_path / "report" / "figures").glob("*.pdf")}
     for suffix in (".csv", ".md", ".tex"):

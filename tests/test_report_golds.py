@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import write_run
+from matplotlib.collections import LineCollection
 
 from overopt_bench.report import build_report, curves
 from overopt_bench.report.comparisons import comparisons
@@ -124,8 +125,11 @@ def test_a_gold_that_only_some_runs_have_is_drawn_for_those_and_the_others_are_n
     assert {run.folder for run in group.lacking("imagereward")} == {*without}
     seeds = summary_table(group).set_index(["algorithm", "gold"])["seeds"]
     assert dict(seeds) == {("ddpo", "imagereward"): 2, ("ddpo", "human (truth)"): 3, ("tdpo_r", "human (truth)"): 1}
-    panel = next(ax for ax in curves.proxy_and_gold(group).axes if ax.get_ylabel() == "gold: imagereward")
-    assert [line.get_label() for line in panel.get_lines()] == ["ddpo (2 seeds)"]
+    figure = curves.proxy_and_gold(group)
+    panel = next(ax for ax in figure.axes if ax.get_ylabel() == "gold: imagereward")
+    assert [len(seeds.get_segments()) for seeds in panel.collections if isinstance(seeds, LineCollection)] == [2]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["ddpo (2 to 3 seeds)", "tdpo_r (1 seed)"]
     html = build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
     note = html.split("imagereward was not asked for, nor recorded, in ")[1].split("</p>")[0]
     assert all(str(folder) in note for folder in without)

@@ -62,9 +62,10 @@ class Group:
         """List the algorithms run on a proxy: what does not train, then the others by the date of their paper."""
         return list(self._cells.get(proxy, ()))
 
-    def trained(self, proxy: str) -> list[str]:
-        """List the algorithms run on a proxy that train, in the order of ``labels``."""
-        return [label for label in self.labels(proxy) if self.of(proxy, label)[0].role == "trains"]
+    def trained(self, proxy: str | None = None) -> list[str]:
+        """List the algorithms that train, on one proxy or on any, in the order of ``labels``."""
+        runs = {run.label: run for run in self.runs if run.role == "trains" and proxy in (None, run.proxy)}
+        return [run.label for run in sorted(runs.values(), key=_order)]
 
     def appearing(self) -> dict[str, bool]:
         """Map every label, in order of appearance, to whether it trains; those of the reference come last."""
