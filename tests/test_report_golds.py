@@ -64,9 +64,11 @@ def test_what_happened_to_an_asked_gold_is_said(tmp_path: Path) -> None:
     (gold, truth) = (finding.text for finding in findings(group, outcomes(group)))
     peak = group.runs[0].peak("train", "imagereward")
     assert peak is not None and peak.drop.mean == pytest.approx(1, abs=0.02)
+    ends = group.runs[0].curve("train/imagereward/mean")[1][[0, -1]]
     assert gold.startswith(
         f"DDPO on aesthetic (1 seed): the gold imagereward ended {peak.drop.mean:.3f} below its peak (1 seed; standard error"
-        f" over prompts {peak.drop.error:.3f}). Its peak is {peak.value:.3f} after 200 queries, its end {peak.end:.3f};"
+        f" over prompts {peak.drop.error:.3f}). It went from {ends[0]:.3f} to {ends[1]:.3f}, highest at {peak.value:.3f} after 200"
+        " queries, the proxy from"
     )
     assert gold.endswith("the gold rose and fell from there: overoptimized.")
     assert "the truth human" in truth

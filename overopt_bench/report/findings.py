@@ -19,7 +19,7 @@ from overopt_bench.report.tables import gold_name
 from overopt_bench.report.wording import PROMPTS, grounds, interval, name, seeds, shown, why_not, wins
 
 NOTHING = "no overoptimization shown within this budget"
-BELOW = "; the peak is read on other images than it was located on, so it can lie below the end"
+BELOW = " (the peak is read on other images than it was located on, so it can lie below the end)"
 FEW = 3  # algorithms on a proxy that have a sentence each; more of them share one, and a table has the rest
 
 
@@ -44,9 +44,10 @@ class Outcome:
         fall: from the cross-fitted peak to the end, over seeds, with the p of their sign flips.
         p: that of the fall, after Holm's correction for the algorithms on the proxy.
         peak: height of the peak.
-        end: the gold at the end, of the same images.
+        end: the gold at the end, weighted as the peak is: each prompt alike.
         queries: spent at the peak.
         proxy_then: what the proxy said at the gold's peak; None where it was not scored there.
+        gold_ends: the gold at the start and at the end, over all images.
         proxy_ends: what the proxy said at the start and at the end.
         rose: seeds whose gold rose to a peak, each by more than two standard errors over prompts.
         fell: seeds whose gold fell from there, likewise.
@@ -65,6 +66,7 @@ class Outcome:
     end: float
     queries: Estimate
     proxy_then: Estimate | None
+    gold_ends: tuple[float, float]
     proxy_ends: tuple[float, float]
     rose: int
     fell: int
@@ -101,12 +103,16 @@ def _outcome(part: Group, proxy: str, label: str, gold: str, split: str, referen
     fall = replace(against_zero(falls), wins=float((falls > 0).sum()))  # a gold that ends at its peak has not fallen
     queries = readings.estimate(runs, partial(readings.peak_queries, split=split, gold=gold))
     assert queries is not None  # each of these runs has a peak
-    ends = [float(np.mean([run.curve(f"{split}/{proxy}/mean")[1][point] for run in runs])) for point in (0, -1)]
+
+    def ends(reward: str) -> tuple[float, float]:
+        values = [run.curve(f"{split}/{reward}/mean")[1] for run in runs]
+        return float(np.mean([one[0] for one in values])), float(np.mean([one[-1] for one in values]))
+
     return Outcome(
         proxy, gold, split, label, runs, fall, fall.p,
         peak=float(np.mean([peak.value for *_, peak in known])), end=float(np.mean([peak.end for *_, peak in known])),
         queries=queries, proxy_then=readings.estimate(runs, partial(readings.proxy_at_peak, split=split, gold=gold)),
-        proxy_ends=(ends[0], ends[1]), rose=sum(peak.rise.shown for *_, peak in known),
+        gold_ends=ends(gold), proxy_ends=ends(proxy), rose=sum(peak.rise.shown for *_, peak in known),
         fell=sum(peak.drop.shown for *_, peak in known),
         lost=sum(gain.shown and peak.drop.shown for _, gain, peak in known), reference=reference,
     )  # fmt: skip
@@ -137,9 +143,9 @@ def _finding(one: Outcome, held_out: Outcome | None, role: str) -> str:
         f"overoptimized in {one.lost} of {count}" if 0 < one.lost < count else "overoptimized" if one.lost else NOTHING
     )
     text = (
-        f"{name(one.label)} on {one.proxy} ({seeds(count)}): the {role} {one.gold} {_fell(one)}. Its peak is"
-        f" {one.peak:.3f} after {one.queries.value:.0f} queries, its end {one.end:.3f}{BELOW if one.peak < one.end else ''};"
-        f" the proxy went from {one.proxy_ends[0]:.3f} to {one.proxy_ends[1]:.3f}."
+        f"{name(one.label)} on {one.proxy} ({seeds(count)}): the {role} {one.gold} {_fell(one)}. It went from"
+        f" {one.gold_ends[0]:.3f} to {one.gold_ends[1]:.3f}, highest at {one.peak:.3f} after {one.queries.value:.0f} queries"
+        f"{BELOW if one.peak < one.end else ''}, the proxy from {one.proxy_ends[0]:.3f} to {one.proxy_ends[1]:.3f}."
     )
     if held_out is not None:
         text += f" On held-out prompts it {_fell(held_out)}."
