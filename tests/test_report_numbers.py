@@ -14,12 +14,14 @@ from PIL import Image
 
 from overopt_bench.evaluation.clusters import standard_error, units
 from overopt_bench.report import curves
+from overopt_bench.report.cells import show
 from overopt_bench.report.comparisons import END, FALL, GAIN, KL, comparisons, comparisons_table
 from overopt_bench.report.filmstrip import Album, filmstrips
 from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
-from overopt_bench.report.statistics import holm
+from overopt_bench.report.peaks import Paired
+from overopt_bench.report.statistics import Estimate, holm
 from overopt_bench.report.tables import scaling_table, summary_table
 from overopt_bench.report.verdicts import verdicts
 
@@ -196,3 +198,11 @@ def test_falls_are_compared_only_where_something_fell(tmp_path: Path) -> None:
     assert texts[-1].endswith(
         "no earlier than the budget's end with tdpo_r [a], tdpo_r [b], whose truth was not seen to fall."
     )
+
+
+def test_what_is_not_a_number_is_a_dash() -> None:
+    nan = float("nan")
+    assert [show(cell) for cell in (None, nan, 3.0, 3, "word")] == ["-", "-", "3", "3", "word"]
+    assert show(Estimate(nan, nan, nan, 3)) == "-" and show(Estimate(1.0, nan, nan, 3)) == "1.000"
+    assert show(Paired(nan, nan)) == "-" and show(Paired(1.0, nan)) == "1.0000"
+    assert show(Paired(1.0, 0.5)) == "1.0000 ± 0.5000" and show(Estimate(1.0, 0.5, 1.5, 3)) == "1.000 [0.500, 1.500]"

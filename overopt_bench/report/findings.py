@@ -200,7 +200,8 @@ def outcomes_table(group: Group, found: Sequence[Outcome]) -> pd.DataFrame:
          "gold": gold_name(group, one.gold), "prompts": PROMPTS[one.split], "seeds": len(one.runs),
          "fall from the peak": one.fall, "fell": wins(one.fall, "seed"), "p": f"{one.fall.p:.4f}",
          "p (Holm)": f"{one.p:.4f}", "queries at peak": one.queries, "proxy at peak": one.proxy_then,
-         "proxy at end": one.proxy_ends[1], "gold rose": one.rose, "gold fell": one.fell, "overoptimized": one.lost}
+         "proxy at end": readings.estimate(one.runs, partial(readings.end, key=f"{one.split}/{one.proxy}/mean")),
+         "gold rose": one.rose, "gold fell": one.fell, "overoptimized": one.lost}
         for one in found
     ])  # fmt: skip
 
