@@ -55,6 +55,26 @@ def report(arguments: Arguments) -> Path:
     return index
 
 
+@command(requests.CompareRequest)
+def compare(arguments: Arguments) -> Any:
+    """Compare two labels seed by seed.
+
+    For each proxy and gold that both have: gold and proxy at the end and the fall of gold from its peak, A - B with its
+    95 % interval, in how many pairs A is above B, and p, corrected for all rows (Holm). Returns the table, a pandas
+    ``DataFrame``.
+    """
+    from overopt_bench.commands.compare import compare as measure
+    from overopt_bench.commands.compare import show
+
+    asked = arguments.make(requests.CompareRequest)
+    table = measure(asked.a, asked.b, asked.results)
+    if asked.csv:
+        print(table.to_csv(index=False))
+    else:
+        show(table, asked.a, asked.b)
+    return table
+
+
 @command(requests.ListRequest)
 def list(arguments: Arguments) -> str:
     """Show algorithms, rewards and suites, and all parameters."""

@@ -36,6 +36,7 @@ app = typer.Typer(
 COMMANDS: tuple[Callable[..., Any], ...] = (
     api.run,
     api.report,
+    api.compare,
     api.list,
     api.sweep,
     api.eval,

@@ -15,11 +15,13 @@ from scipy import stats as scipy_stats
 from overopt_bench.errors import UserError
 from overopt_bench.report import build_report
 from overopt_bench.report.cells import write
-from overopt_bench.report.groups import group_runs
+from overopt_bench.report.comparisons import comparisons
+from overopt_bench.report.findings import outcomes, outcomes_table
+from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.statistics import Estimate
 from overopt_bench.report.tables import overoptimization_table, summary_table
-from overopt_bench.report.verdicts import comparisons, verdicts
+from overopt_bench.report.verdicts import Verdict, verdicts
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_figures_tables_and_page_are_made(results: Path, tmp_path: Path) -> None
     names = {p.stem for p in (tmp_path / "report" / "figures").glob("*.png")}
     assert names == {
         "proxy_and_gold_against_queries", "gold_against_proxy", "proxy_and_gold_against_kl", "cross_rewards",
-        "metric_kl", "metric_diversity", "dormant_aesthetic", "stills_aesthetic",
+        "metric_kl", "metric_diversity", "dormant_aesthetic", "stills_aesthetic", "differences",
     }  # fmt: skip
     assert names == {p.stem for p in (tmp_path / "report" / "figures").glob("*.pdf")}
     for suffix in (".csv", ".md", ".tex"):
@@ -52,6 +54,7 @@ def test_summary_reads_peak_and_drop(results: Path) -> None:
     assert table.loc["ddpo", "queries at peak"] == 200 and table.loc["tdpo_r", "queries at peak"] == 400
     assert table.loc["ddpo", "drop"].value == pytest.approx(0.2, abs=0.02)
     assert table.loc["tdpo_r", "drop"].value == pytest.approx(0.0, abs=0.01)
+    assert table.loc["base", "gold at end"].low is None and table.loc["base", "gold at peak"].low is None
     assert table.loc["ddpo", "gold at matched KL"].value == pytest.approx(0.5, abs=0.05)
 
 
@@ -115,32 +118,79 @@ def test_overoptimization_is_told_from_improvement(results: Path) -> None:
     assert set(table["gold rose"]) == {"yes"}
 
 
-def test_verdict_names_the_better_one_with_its_interval(results: Path) -> None:
+def test_the_fall_is_tabled_with_its_p_and_where_to_stop(results: Path) -> None:
     (group,) = group_runs(find_runs([results]))
-    (verdict,) = verdicts(group, comparisons(group))
+    table = outcomes_table(group, outcomes(group)).set_index("algorithm")
+    assert table.loc["ddpo", "fall from the peak"].value == pytest.approx(0.2, abs=0.01)
+    assert table.loc["ddpo", "fell"] == "3 of 3 seeds" and table.loc["tdpo_r", "fell"] == "0 of 3 seeds"
+    assert table.loc["ddpo", "p"] == "0.2500" and table.loc["ddpo", "p (Holm)"] == "0.5000"  # of two algorithms
+    assert table.loc["ddpo", "queries at peak"].value == 200
+    assert table.loc["ddpo", "proxy at peak"].value == pytest.approx(2, abs=0.1)
+
+
+def said(group: Group) -> list[Verdict]:
+    return verdicts(group, comparisons(group), outcomes(group))
+
+
+def test_verdicts_answer_in_order_with_number_interval_pairs_and_p(results: Path) -> None:
+    for seed in range(3, 6):
+        for algo in ("ddpo", "tdpo_r"):
+            write_run(results, algo, seed=seed)
+    (group,) = group_runs(find_runs([results]))
+    fall, gain, kl, end, stop = said(group)
     assert (
-        verdict.shown
-        and "TDPO-R keeps 0.30" in verdict.text
-        and "than DDPO" in verdict.text
-        and "3 seeds" in verdict.text
+        "the truth (human) of DDPO fell by 0.20" in fall.text and "more than that of TDPO-R (95 % interval" in fall.text
     )
+    assert "TDPO-R has 0.30" in gain.text and "at equal proxy gain (+4.000)" in gain.text
+    assert "at equal path KL (16 nats)" in kl.text
+    assert "more of the truth (human) than DDPO at the end (95 % interval 0.300 to 0.300" in end.text
+    assert all("6 of 6 pairs, p = 0.031 (Holm)" in one.text and one.shown for one in (fall, gain, kl, end))
+    assert stop.text.startswith(
+        "Where to stop on aesthetic by the truth human: DDPO after 200 queries (95 % interval 200 to 200,"
+    )
+    proxies = [run.curve("train/aesthetic/mean")[1] for run in group.of("aesthetic", "ddpo")]
+    then, last = (np.mean([values[point] for values in proxies]) for point in (2, -1))
+    assert f"6 seeds), where the proxy says {then:.3f} and at the end {last:.3f};" in stop.text
+    assert stop.text.endswith("no earlier than the budget's end with TDPO-R, whose truth was not seen to fall.")
+
+
+def test_three_pairs_show_nothing_and_the_page_says_why(results: Path) -> None:
+    (group,) = group_runs(find_runs([results]))
+    first, *others, _ = said(group)
+    assert "With fewer than six pairs nothing below p = .05 is possible" in first.text and "(0.25 of 3)" in first.text
+    assert not any(one.shown for one in others)
+    assert "no difference in the truth (human) at the end was shown between TDPO-R and DDPO (+0.30" in others[3].text
+    assert others[3].text.endswith("the interval leaves zero out, but 3 pairs give no p below 0.25.")
 
 
 def test_no_verdict_with_fewer_than_three_seeds(results: Path) -> None:
     shutil.rmtree(results / "mini" / "aesthetic" / "ddpo" / "seed2")
     (group,) = group_runs(find_runs([results]))
-    (verdict,) = verdicts(group, comparisons(group))
-    assert not verdict.shown and "no verdict" in verdict.text
+    texts = [verdict.text for verdict in said(group) if not verdict.text.startswith(("With fewer", "Where to stop"))]
+    assert texts == ["On aesthetic no verdict is given without 3 seeds: DDPO has 2."]
 
 
 def test_no_difference_is_called_none(tmp_path: Path) -> None:
-    for seed in range(3):
+    for seed in range(6):
         write_run(tmp_path, "ddpo", seed=seed)
         copy = write_run(tmp_path, "tdpo_r", seed=seed)
         shutil.copy(tmp_path / "mini/aesthetic/ddpo" / f"seed{seed}" / "metrics.jsonl", copy / "metrics.jsonl")
     (group,) = group_runs(find_runs([tmp_path]))
-    (verdict,) = verdicts(group, comparisons(group))
-    assert not verdict.shown and "no difference" in verdict.text
+    *compared, _ = said(group)
+    assert len(compared) == 4 and not any(verdict.shown for verdict in compared)
+    assert all("no difference in the" in one.text and "3 of 6 pairs, p = 1.000" in one.text for one in compared)
+
+
+def test_without_common_seeds_the_comparison_is_welchs_and_says_so(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, "ddpo", seed=seed)
+        write_run(tmp_path, "tdpo_r", seed=10 + seed)
+    (group,) = group_runs(find_runs([tmp_path]))
+    (end,) = (verdict for verdict in said(group) if "at the end (" in verdict.text)
+    assert (
+        "9 of all 9 pairs of runs" in end.text and "unpaired (Welch), for fewer than two seeds are common" in end.text
+    )
+    assert end.shown  # 0.3 with a standard deviation of some 0.03
 
 
 def test_other_budgets_and_parameters_are_kept_apart(results: Path, tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 from fake_runs import write_run
+from matplotlib.collections import LineCollection
 
 from overopt_bench.report import build_report, curves
+from overopt_bench.report.comparisons import comparisons
 from overopt_bench.report.filmstrip import Album, filmstrips, stills
+from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.tables import overoptimization_table, scaling_table, summary_table
-from overopt_bench.report.verdicts import comparisons, findings, outcomes, verdicts
+from overopt_bench.report.verdicts import verdicts
 
 FALLS, RISES = (0.0, 1.0, 2.0, 1.5, 1.0), (0.0, 0.1, 0.2, 0.3, 0.4)
 
@@ -50,18 +53,24 @@ def test_an_asked_gold_has_its_rows(asked: Group) -> None:
 
 
 def test_an_asked_gold_has_its_verdict(asked: Group) -> None:
-    texts = [verdict.text for verdict in verdicts(asked, comparisons(asked))]
+    texts = [one.text for one in verdicts(asked, comparisons(asked), outcomes(asked)) if " at the end was" in one.text]
     (gold,), (truth,) = ([text for text in texts if word in text] for word in ("gold (imagereward)", "truth (human)"))
-    assert "DDPO keeps 0.60" in gold and "than TDPO-R" in gold
-    assert "TDPO-R keeps 0.30" in truth and "than DDPO" in truth
+    assert "between DDPO and TDPO-R (+0.60" in gold and "between TDPO-R and DDPO (+0.30" in truth
 
 
 def test_what_happened_to_an_asked_gold_is_said(tmp_path: Path) -> None:
     write_run(tmp_path, "ddpo", gold=("imagereward", "human"), others={"imagereward": FALLS})
     group = one_group(tmp_path)
     (gold, truth) = (finding.text for finding in findings(group, outcomes(group)))
-    assert gold.startswith("DDPO on aesthetic (1 seed): the gold imagereward went from ")
-    assert "after 200 queries" in gold and gold.endswith("The gold rose and fell from there: overoptimized.")
+    peak = group.runs[0].peak("train", "imagereward")
+    assert peak is not None and peak.drop.mean == pytest.approx(1, abs=0.02)
+    ends = group.runs[0].curve("train/imagereward/mean")[1][[0, -1]]
+    assert gold.startswith(
+        f"DDPO on aesthetic (1 seed): the gold imagereward ended {peak.drop.mean:.3f} below its peak (1 seed; standard error"
+        f" over prompts {peak.drop.error:.3f}). It went from {ends[0]:.3f} to {ends[1]:.3f}, highest at {peak.value:.3f} after 200"
+        " queries, the proxy from"
+    )
+    assert gold.endswith("the gold rose and fell from there: overoptimized.")
     assert "the truth human" in truth
 
 
@@ -118,8 +127,11 @@ def test_a_gold_that_only_some_runs_have_is_drawn_for_those_and_the_others_are_n
     assert {run.folder for run in group.lacking("imagereward")} == {*without}
     seeds = summary_table(group).set_index(["algorithm", "gold"])["seeds"]
     assert dict(seeds) == {("ddpo", "imagereward"): 2, ("ddpo", "human (truth)"): 3, ("tdpo_r", "human (truth)"): 1}
-    panel = next(ax for ax in curves.proxy_and_gold(group).axes if ax.get_ylabel() == "gold: imagereward")
-    assert [line.get_label() for line in panel.get_lines()] == ["ddpo (2 seeds)"]
+    figure = curves.proxy_and_gold(group)
+    panel = next(ax for ax in figure.axes if ax.get_ylabel() == "gold: imagereward")
+    assert [len(seeds.get_segments()) for seeds in panel.collections if isinstance(seeds, LineCollection)] == [2]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["ddpo (2 to 3 seeds)", "tdpo_r (1 seed)"]
     html = build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
     note = html.split("imagereward was not asked for, nor recorded, in ")[1].split("</p>")[0]
     assert all(str(folder) in note for folder in without)

@@ -13,10 +13,12 @@ from fake_runs import write_run
 
 from overopt_bench import report
 from overopt_bench.report import build_report, filmstrip, page
+from overopt_bench.report.comparisons import comparisons
 from overopt_bench.report.filmstrip import Album, filmstrips, stills
+from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
-from overopt_bench.report.verdicts import comparisons, findings, outcomes, verdicts
+from overopt_bench.report.verdicts import verdicts
 
 TAGS = [f"t{k}" for k in range(6)]
 
@@ -79,14 +81,16 @@ def test_groups_are_looked_up_and_not_scanned(many: Path, monkeypatch: pytest.Mo
 def test_few_sentences_say_what_matters_and_tables_have_the_rest(many: Path) -> None:
     group = one_group(many)
     compared, happened = comparisons(group), outcomes(group)
-    assert len(compared) == 2 * 15 and len(happened) == 2 * 6
-    said = verdicts(group, compared)
-    assert [verdict.proxy for verdict in said] == ["aesthetic", "pickscore"]
+    assert len(compared) == 2 * 4 * 15 and len(happened) == 2 * 6  # four questions, fifteen pairs
+    few, *said = verdicts(group, compared, happened)
+    assert "With fewer than six pairs" in few.text
+    assert [verdict.proxy for verdict in said] == ["aesthetic", "aesthetic", "pickscore", "pickscore"]
     best = "tdpo_r [t0]"
-    assert f"On aesthetic, {best} has the highest truth (human) at the end, shown against ddpo [t1], " in said[0].text
-    assert said[0].shown and "Of all 15 pairs, " in said[0].text
+    assert f"{best} is highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].text
+    assert not said[0].shown and "Of 60 comparisons 0 are shown, 20 have an interval" in said[0].text
+    assert said[1].text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
     sentences = [finding.text for finding in findings(group, happened)]
-    assert len(sentences) == 2 and sentences[0].endswith(f"ddpo [t5] (3 of 3 seeds); not shown for {best}.")
+    assert len(sentences) == 2 and sentences[0].endswith(f"overoptimized in 3 of 3); not shown for {best}.")
     assert "Trained on aesthetic, the truth human was overoptimized by 5 of 6 algorithms: " in sentences[0]
 
 
@@ -103,7 +107,7 @@ def test_a_page_without_room_has_its_figures_beside_it(
     strips = json.loads(re.search(r'class="strips">(.*?)</script>', html, re.DOTALL)[1])
     assert strips[0]["prompts"][0]["rows"][0]["frames"][0]["src"].startswith("data:image/png;base64,")
     table = pd.read_csv(tmp_path / "out" / "tables" / "comparisons.csv")
-    assert len(table) == 30 and {*table["better"]} >= {"tdpo_r [t0]"} and {*table["shown"]} <= {"yes", "no"}
+    assert len(table) == 120 and {*table["more"]} >= {"tdpo_r [t0]"} and {*table["shown"]} <= {"yes", "no"}
     assert len(pd.read_csv(tmp_path / "out" / "tables" / "outcomes.csv")) == 12
 
 

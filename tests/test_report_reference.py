@@ -11,11 +11,13 @@ from fake_runs import write_run
 
 from overopt_bench import cli
 from overopt_bench.report import curves, reference
+from overopt_bench.report.comparisons import comparisons
+from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.reference import with_reference
 from overopt_bench.report.tables import reference_table
-from overopt_bench.report.verdicts import comparisons, findings, outcomes, verdicts
+from overopt_bench.report.verdicts import verdicts
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -96,9 +98,9 @@ def test_three_own_seeds_have_a_verdict_against_each_reference(checkout: Path) -
     for seed in range(3):
         newcomer(checkout, seed=seed, budget=800, points=(0, 200, 400, 600, 800))
     group = beside(checkout)[0]
-    texts = [verdict.text for verdict in verdicts(group, comparisons(group))]
+    texts = [verdict.text for verdict in verdicts(group, comparisons(group), outcomes(group))]
     (text,) = (text for text in texts if "gold (imagereward)" in text and "DDPO" in text)
-    assert "DDPO (reference) keeps 2.0" in text and "than TDPO-R after 400 queries" in text
+    assert "after 400 queries was shown between DDPO (reference) and TDPO-R (+2.0" in text
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_other_parameters_than_the_references_are_named(checkout: Path) -> None:
     newcomer(checkout, params={"lr": 0.5})
     group, _ = beside(checkout)
     assert reference.other_parameters(group) == [
-        "tdpo_r has other parameters than its reference: lr 0.5 here, None there."
+        "tdpo_r has other parameters than its reference: lr (0.5 here, None there)."
     ]
 
 

@@ -242,9 +242,13 @@ def test_ctrl_c_in_the_last_evaluation_is_not_lost(tmp_path: Path, monkeypatch: 
 
 def test_best_of_n_selects_among_what_the_budget_buys(tmp_path: Path) -> None:
     """96 queries are six samples of each of 16 prompts: two images, each the best of three."""
-    rows = events(run(tmp_path, "best_of_n", params={"selected_per_prompt": 2}), "eval")
+    folder = run(tmp_path, "best_of_n", params={"selected_per_prompt": 2})
+    rows = events(folder, "eval")
     assert rows[-1]["queries"] == 96 and rows[-1]["n"] == 3
-    assert rows[-1]["train/path_kl/mean"] == pytest.approx(math.log(3) - 2 / 3)
+    assert rows[0]["train/image_kl"] == 0 and rows[-1]["train/image_kl"] == pytest.approx(math.log(3) - 2 / 3)
+    assert not [key for key in rows[-1] if "path_kl" in key or key.endswith("sqrt_kl")]  # it has no chains
+    halves = events(folder, "scores")[-1]
+    assert halves["queries"] == 96 and len({*halves["prompts"]}) == 16 and halves["index"] == [0, 1] * 16
     assert rows[-1]["train/aesthetic/mean"] > rows[0]["train/aesthetic/mean"]
 
 

@@ -41,7 +41,7 @@ def assess(
 
     Returns:
         A row per reward, the run's proxy and golds first: mean of the base, mean of the policy, the mean and the
-        standard error of their paired difference, the number of images. A reward that cannot judge the prompts
+        standard error of their paired difference (over prompts), the number of images. A reward that cannot judge the prompts
         is left out, with a line on stderr that says why.
 
     Raises:
@@ -76,28 +76,33 @@ def assess(
         )
     except FloatingPointError as error:
         raise RunError(f"{error}, in {config.precision}") from None
-    return _table(asked, before, after, {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")})
+    return _table(asked, split.prompts, before, after, {config.proxy: "proxy", **dict.fromkeys(config.gold, "gold")})
 
 
 def _table(
-    names: Sequence[str], before: Mapping[str, Tensor], after: Mapping[str, Tensor], roles: Mapping[str, str]
+    names: Sequence[str],
+    prompts: Sequence[str],
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    roles: Mapping[str, str],
 ) -> pd.DataFrame:
     """Return a row for each reward, as ``assess`` describes it.
 
     Args:
         names: of the rewards, in the order of the rows.
+        prompts: of each image.
         before: the scores ``[B]`` of the base model's images, by reward.
         after: those of the policy's, from the same noise.
         roles: what each reward is in the run, by its name.
     """
     import pandas as pd
 
-    from overopt_bench.report.statistics import paired_difference
+    from overopt_bench.report.peaks import paired_difference
 
     rows = []
     for name in names:
         base, tuned = before[name].cpu().numpy(), after[name].cpu().numpy()
-        change = paired_difference(tuned, base)
+        change = paired_difference(tuned, base, prompts)
         rows.append({
             "reward": name, "role": roles.get(name, ""), "base": base.mean(), "policy": tuned.mean(),
             "change": change.mean, "error": change.error, "images": len(tuned),

@@ -206,6 +206,22 @@ class CeilingRequest(Runtime, Plugins, BaseModelChoice, Questions):
     """What ``ceiling`` takes."""
 
 
+class CompareRequest(BaseModel):
+    """What ``compare`` takes."""
+
+    a: str = Field(
+        kw_only=False, description="A label, such as ddpo, or a folder with the runs of one.",
+        json_schema_extra=argument("A"),
+    )  # fmt: skip
+    b: str = Field(
+        kw_only=False, description="The label or folder to compare it with.", json_schema_extra=argument("B")
+    )
+    results: Path | None = option(
+        "Folder of runs that labels are looked for in.", None, source="your own in results", metavar="DIR"
+    )
+    csv: bool = option("Print CSV instead of a table.", False)
+
+
 class DoctorRequest(Machine, BaseModelChoice):
     """What ``doctor`` takes."""
 

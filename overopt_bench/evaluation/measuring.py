@@ -39,10 +39,24 @@ def _made(cls: type[Metric]) -> Metric:
         raise UserError(f"metric {cls.name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def summary(key: str, values: Tensor) -> dict[str, float]:
-    """Give mean, standard error and count of values ``[B]``, under ``key``."""
-    spread = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {f"{key}/mean": values.mean().item(), f"{key}/stderr": spread, f"{key}/count": len(values)}
+def summary(key: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Give mean, standard error and count of values, under ``key``.
+
+    Args:
+        key: what the names of the three begin with.
+        values: of the images ``[B]``.
+        prompts: of each image.
+
+    Returns:
+        ``/mean`` over images; ``/stderr`` over prompts, since images of one prompt are not independent: the standard error
+        of the mean of the prompts' means, or with a single prompt that over its images, and 0 of a single image;
+        ``/count``, the number of images.
+    """
+    from overopt_bench.evaluation.clusters import standard_error, units  # numpy, which a refusal does not wait for
+
+    each = units(values.double().cpu().numpy(), prompts)
+    error = standard_error(each) if len(each) > 1 else 0.0
+    return {f"{key}/mean": values.mean().item(), f"{key}/stderr": error, f"{key}/count": len(values)}
 
 
 def measure(seen: Evaluation, asked: Iterable[Metric]) -> dict[str, float | None]:
@@ -74,17 +88,18 @@ def measure(seen: Evaluation, asked: Iterable[Metric]) -> dict[str, float | None
                 raise FloatingPointError(
                     f"{what} gave {name!r}, which is none of its `numbers`: {', '.join(declared) or 'it has none'}"
                 )
-            new = _recorded(f"{seen.split}/{name}", value, len(seen.prompts), what)
+            new = _recorded(f"{seen.split}/{name}", value, seen.prompts, what)
             if taken := new.keys() & row.keys():
                 raise FloatingPointError(f"{what} gave {name!r}, but {min(taken)!r} is recorded already")
             row |= new
     return row
 
 
-def _recorded(key: str, value: object, images: int, what: str) -> dict[str, float | None]:
+def _recorded(key: str, value: object, prompts: Sequence[str], what: str) -> dict[str, float | None]:
     """One number as the record has it."""
     if value is None:
         return {key: None}
+    images = len(prompts)
     if isinstance(value, torch.Tensor):
         if value.shape != (images,) or not value.is_floating_point():
             raise FloatingPointError(
@@ -94,7 +109,7 @@ def _recorded(key: str, value: object, images: int, what: str) -> dict[str, floa
         if not bool(value.isfinite().all()):
             bad = int((~value.isfinite()).sum())
             raise FloatingPointError(f"{what} gave {key!r} values that are not finite for {bad} of {images} images")
-        return dict(summary(key, value))
+        return dict(summary(key, value, prompts))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FloatingPointError(
             f"{what} gave {key!r} as {type(value).__name__}; it must be a float or a tensor of floats"

@@ -30,7 +30,9 @@ class KL(Metric):
     """Exact KL of the sampled chains to the base model's.
 
     The last two steps have the smallest noise, so rounding is largest there; the sum without them shows whether the
-    result hangs on them. The square root is the abscissa of overoptimization in Gao et al. (2022).
+    result hangs on them. The square root is the abscissa of overoptimization in Gao et al. (2022). Methods that select
+    among base samples have no chains; the KL of the images that they keep is another quantity under another name, which
+    ``evaluation/selection.py`` records.
     """
 
     name = "kl"
@@ -39,6 +41,7 @@ class KL(Metric):
         Number("path_kl", "Path KL to the base model", "nats"),
         Number("path_kl_without_last_two", "Path KL without the last two steps", "nats"),
         Number("sqrt_kl", "Square root of the path KL", "sqrt(nats)"),
+        Number("image_kl", "KL of the kept images to the base model's", "nats"),
     )
 
     def __call__(self, seen: Evaluation) -> Mapping[str, Tensor | float]:

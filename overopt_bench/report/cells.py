@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from overopt_bench.report.escape import latex_text, markdown_text
-from overopt_bench.report.statistics import Estimate, Paired
+from overopt_bench.report.peaks import Paired
+from overopt_bench.report.statistics import Estimate
 from overopt_bench.text import csv_text
 
 Cell = Estimate | Paired | float | int | str | None
 
 
 def show(cell: Cell) -> str:
-    """A cell as people read it: an interval in brackets, a standard error behind a sign, a dash for nothing."""
-    if cell is None:
-        return "-"
+    """A cell as people read it: an interval in brackets, a standard error behind a sign, a dash for nothing or no number."""
     if isinstance(cell, Paired):
-        return f"{cell.mean:.4f} ± {cell.error:.4f}"
+        return _known(cell.mean, ".4f") + (f" ± {cell.error:.4f}" if isfinite(cell.error) else "")
     if isinstance(cell, Estimate):
-        interval = f" [{cell.low:.3f}, {cell.high:.3f}]" if cell.low is not None and cell.high is not None else ""
-        return f"{cell.value:.3f}{interval}"
-    return f"{cell:.0f}" if isinstance(cell, float) else str(cell)
+        known = cell.low is not None and cell.high is not None and isfinite(cell.low) and isfinite(cell.high)
+        return _known(cell.value, ".3f") + (f" [{cell.low:.3f}, {cell.high:.3f}]" if known else "")
+    if cell is None or isinstance(cell, str | int):
+        return "-" if cell is None else str(cell)
+    return _known(cell, ".0f")
+
+
+def _known(value: float, form: str) -> str:
+    """A number, or a dash where it is none: not a number is never shown as one."""
+    return f"{value:{form}}" if isfinite(value) else "-"
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:

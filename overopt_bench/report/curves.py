@@ -1,130 +1,158 @@
 """Figures of curves: proxy, golds and every metric along the budget and along the distance from the base model.
 
-They draw what was recorded and compute nothing but means over seeds.
+They draw what was recorded and compute nothing but means over seeds and their intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from overopt_bench.report.groups import Group
-from overopt_bench.report.layout import label_x, legend, legend_label, panels_per_proxy
+from overopt_bench.report.layout import Counts, bands, is_proxy, label_x, legend, legend_label, panels_per_proxy
 from overopt_bench.report.load import Run
 from overopt_bench.report.measured import Measured
-from overopt_bench.report.statistics import Array
+from overopt_bench.report.statistics import Array, interval_of_mean
 
-BANDS = "bands: least and greatest seed; without a band: a single seed"
-MEANS = "means over seeds at equal queries"
+MEANS = "means over seeds at equal evaluations"
+INTERVAL = "mean over seeds; band: its 95 % interval (Student t), none for 1 seed"
+SEEDS = "; faint lines: single seeds"
 THIN = "; thin lines: reference records"
+IMAGE_KL = "train/sqrt_image_kl"
+FAINT = 24  # single seeds in a panel beyond which their lines hide each other and are left out
 
 
-def seeds_word(runs: list[Run]) -> str:
-    """How many seeds, in words that admit a single one."""
-    return "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
-
-
-def mean_curve(runs: list[Run], x: str, y: str) -> tuple[Array, Array, Array, Array]:
-    """X and y of the mean over seeds at equal evaluation points, with y's least and greatest."""
+def seed_curves(runs: list[Run], x: str, y: str) -> tuple[Array, Array]:
+    """X and y of each seed at equal evaluation points, ``[seeds, points]`` each, up to where all of them have come."""
     curves = [_pair(run, x, y) for run in runs]
     n = min(len(c[0]) for c in curves)
     xs, ys = (np.stack([c[k][:n] for c in curves]) for k in (0, 1))
-    return xs.mean(0), ys.mean(0), ys.min(0), ys.max(0)
+    return xs, ys
 
 
 def _pair(run: Run, x: str, y: str) -> tuple[Array, Array]:
-    queries, values = run.curve(y)
-    if x == "queries":
-        return queries, values
-    others, numbers = run.curve(x)
-    if others is queries:
-        return numbers, values
-    _, here, there = np.intersect1d(queries, others, return_indices=True)
-    return numbers[there], values[here]
+    return run.curve(y) if x == "queries" else run.together(x, y)
 
 
-def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, *, dashed: bool = False, band: bool = True) -> None:
-    """A line per algorithm over the seeds that recorded y; the reference's behind the others, thin and unmarked."""
-    for part in (part for part in (group.reference, group) if part is not None):
-        thin = part is not group
-        for label in part.labels(proxy):
-            runs = [run for run in part.of(proxy, label) if len(run.curve(y)[0])]
-            if not runs or (x != "queries" and runs[0].role == "stays"):  # the base model is one point of such a plane
-                continue
-            colour, marker = group.style(label)
-            xs, ys, low, high = mean_curve(runs, x, y)
-            name = f"{label}, reference" if thin else label
-            ax.plot(
-                xs, ys, "--" if dashed else "-", color=colour, marker="" if thin else marker, markersize=4,
-                markevery=max(1, len(xs) // 6), linewidth=0.9 if thin else 1.8, alpha=0.8 if thin else 1,
-                label=legend_label(f"{name} ({seeds_word(runs)})" if len(group.proxies()) == 1 else name),
-            )  # fmt: skip
-            if band and not thin and len(runs) > 1:
-                ax.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+def _drawn(part: Group, proxy: str, x: str, y: str) -> dict[str, list[Run]]:
+    """The seeds of each algorithm that recorded a line; what stays is one point where x is measured itself."""
+    found = {
+        label: [run for run in part.of(proxy, label) if len(_pair(run, x, y)[0]) > 1] for label in part.labels(proxy)
+    }
+    return {label: runs for label, runs in found.items() if runs and (x == "queries" or runs[0].role != "stays")}
+
+
+def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, counts: Counts, *, dashed: bool = False) -> None:
+    """A line per algorithm, along queries with its interval over seeds; the reference's behind, thin and unmarked."""
+    kind = "--" if dashed else "-"
+    for label, runs in _drawn(group.reference, proxy, x, y).items() if group.reference else ():
+        xs, ys = seed_curves(runs, x, y)
+        name = legend_label(f"{label}, reference")
+        counts.setdefault(name, set()).add(len(runs))
+        ax.plot(xs.mean(0), ys.mean(0), kind, color=group.style(label).colour, linewidth=0.9, alpha=0.8, label=name)
+    own = _drawn(group, proxy, x, y)
+    intervals = []
+    for label, runs in own.items():
+        xs, ys = seed_curves(runs, x, y)
+        colour, marker = group.style(label)
+        stays, name = runs[0].role == "stays", legend_label(label)
+        if not stays:  # every evaluation of a policy that stays as it is gives the same
+            counts.setdefault(name, set()).add(len(runs))
+        ax.plot(
+            xs.mean(0), ys.mean(0), kind, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name,
+            markevery=max(1, xs.shape[1] // 6),
+        )  # fmt: skip
+        if x == "queries" and len(runs) > 1 and not stays:
+            intervals.append((xs.mean(0), *interval_of_mean(ys)[1:], colour))
+            if _faint(group, own):
+                single = np.stack([xs, ys], -1)
+                ax.add_collection(LineCollection(list(single), colors=colour, linewidths=0.6, alpha=0.4))
+    bands(ax, intervals)
+
+
+def _faint(group: Group, own: Mapping[str, list[Run]]) -> bool:
+    """Whether single seeds are drawn: not where they are very many, nor where thin lines are the reference's."""
+    return group.reference is None and sum(map(len, own.values())) <= FAINT
+
+
+def _note(group: Group, axes: np.ndarray, along_budget: bool) -> str:
+    """What the lines and bands of a figure are."""
+    faint = any(isinstance(artist, LineCollection) for ax in axes.flat for artist in ax.collections)
+    return (INTERVAL if along_budget else MEANS) + (SEEDS if faint else "") + (THIN if group.reference else "")
 
 
 def proxy_and_gold(group: Group) -> Figure:
     """Proxy (above, solid) and golds (below, dashed) against queries, a column per proxy."""
-    return _figure(group, "Proxy and gold against queries", lambda proxy: ("queries", "reward queries"), BANDS)
+    return _figure(group, "Proxy and gold against queries", lambda proxy: ("queries", "reward queries"))
 
 
 def gold_against_proxy(group: Group) -> Figure | None:
     """Each path from the base model: right is what is optimised, up is what is wanted."""
     if not group.golds():
         return None
-    return _figure(
-        group, "Gold against proxy", lambda proxy: (f"train/{proxy}/mean", f"proxy: {proxy}"), MEANS, golds_only=True
-    )
+    title = "Gold against proxy"
+    return _figure(group, title, lambda proxy: (f"train/{proxy}/mean", f"proxy: {proxy}"), golds_only=True)
 
 
 def against_kl(group: Group) -> Figure:
     """The picture of Gao et al.: proxy and gold against the distance from the base model."""
     title = "Proxy and gold against distance from the base model"
-    return _figure(group, title, lambda proxy: ("train/sqrt_kl", "sqrt(path KL), sqrt(nats)"), MEANS)
+    return _figure(group, title, lambda proxy: ("train/sqrt_kl", "sqrt(path KL), sqrt(nats)"))
 
 
-def _figure(
-    group: Group, title: str, x: Callable[[str], tuple[str, str]], note: str, *, golds_only: bool = False
-) -> Figure:
+def against_image_kl(group: Group) -> Figure | None:
+    """The same for methods that select: against the KL of the images that they keep, which is no chain's.
+
+    None where no run recorded it.
+    """
+    if not any(len(run.curve(IMAGE_KL)[0]) > 1 for run in group.runs):
+        return None
+    title = "Proxy and gold against the KL of the kept images"
+    return _figure(group, title, lambda proxy: (IMAGE_KL, "sqrt(image KL), sqrt(nats)"))
+
+
+def _figure(group: Group, title: str, x: Callable[[str], tuple[str, str]], *, golds_only: bool = False) -> Figure:
     """Panels for the proxy (solid) and each gold (dashed), or for the golds alone.
 
     Args:
         group: what to draw.
         title: of the figure.
         x: gives the metric and the label of a proxy's abscissa.
-        note: what the legend says of the lines.
         golds_only: leaves the proxy's panels out.
     """
     golds = group.golds()
     figure, axes, columns = panels_per_proxy(group, len(golds) + (not golds_only), title)
+    counts: Counts = {}
     for proxy, own in columns.items():
         key, axis_label = x(proxy)
         if not golds_only:
             own[0].set_ylabel(f"proxy: {proxy}", fontsize=8)
-            _lines(own[0], group, proxy, key, f"train/{proxy}/mean", band=key == "queries")
+            _lines(own[0], group, proxy, key, f"train/{proxy}/mean", counts)
         for ax, gold in zip(own[-len(golds) :] if golds else (), golds, strict=True):
             ax.set_ylabel(f"{group.role(gold)}: {gold}", fontsize=8)
             if gold == proxy:
-                ax.text(0.5, 0.5, f"{gold} is the proxy here", ha="center", transform=ax.transAxes, fontsize=8)
+                is_proxy(ax, gold)
             else:
-                _lines(ax, group, proxy, key, f"train/{gold}/mean", dashed=True, band=key == "queries")
+                _lines(ax, group, proxy, key, f"train/{gold}/mean", counts, dashed=True)
         label_x(own, axis_label, len(columns))
-    legend(figure, axes, note + (THIN if group.reference else ""))
+    legend(figure, axes, _note(group, axes, key == "queries"), counts)
     return figure
 
 
 def metric(group: Group, shown: Measured) -> Figure:
     """Draw a metric's numbers along the budget, a panel for each, by the names that their metric gives them."""
     figure, axes, columns = panels_per_proxy(group, len(shown.numbers), shown.title)
+    counts: Counts = {}
     for proxy, own in columns.items():
         for ax, (key, number) in zip(own, shown.numbers.items(), strict=True):
             heading = [] if number.title == shown.title else [number.title]
             direction = [f"({number.better} is better)"] if number.better else []
             ax.set_ylabel("\n".join([*heading, *filter(None, [number.unit]), *direction]), fontsize=8)
-            _lines(ax, group, proxy, "queries", key)
+            _lines(ax, group, proxy, "queries", key, counts)
         label_x(own, "reward queries", len(columns))
-    legend(figure, axes, BANDS + (THIN if group.reference else ""))
+    legend(figure, axes, _note(group, axes, along_budget=True), counts)
     return figure

@@ -1,16 +1,18 @@
-"""Figures that are no curves: pictures at three points, changes of all rewards, dormant neurons."""
+"""Figures that are no curves: pictures at three points, changes of all rewards, profiles over proxies, dormant neurons."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from overopt_bench.report.aggregates import moves, profile, repeated, where
 from overopt_bench.report.columns import THRESHOLDS
 from overopt_bench.report.filmstrip import Still
 from overopt_bench.report.groups import Group
-from overopt_bench.report.layout import legend, panels
+from overopt_bench.report.layout import ACROSS, Counts, legend, legend_label, panels
 from overopt_bench.report.statistics import Array
 
+PROFILE_NOTE = "runs: every seed on every proxy; band: 95 % interval of a bootstrap over seeds within each proxy"
 STILL_WIDTH, STILL_LEFT = 1.05, 0.6  # inches: of a picture and its margin, and left of the first
 LAYER_LINES = ("-", "--", "-.", ":")
 
@@ -71,6 +73,37 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
         ax.set_yticks(np.arange(len(trained)) + 0.5, trained)
         ax.set_title(label, fontsize=9)
         ax.tick_params(labelsize=7)
+    return figure
+
+
+def performance_profile(group: Group) -> Figure | None:
+    """Share of runs that moved a gold by more than tau, over all proxies: a panel per gold, a line per algorithm."""
+    found = {gold: moved for gold in group.golds() if (moved := moves(group, gold))}
+    if not found:
+        return None
+    title = f"Performance profiles over proxies — {group.title}, training prompts"
+    across = min(ACROSS, len(found))
+    figure, axes = panels(-(-len(found) // across), across, title, 4.6, 3.4)
+    counts: Counts = {}
+    for ax, (gold, cells) in zip(axes.flat, found.items(), strict=False):
+        strata = {label: [cell.change for cell in own.values()] for label, own in cells.items()}
+        every = np.concatenate([values for own in strata.values() for values in own])
+        least, most = min(0.0, np.nanmin(every)), max(0.0, np.nanmax(every))
+        taus = np.linspace(least - 0.05 * (most - least), most, 401)
+        ax.axvline(0, color="grey", linewidth=0.8)
+        for label, own in strata.items():
+            share, low, high = profile(own, taus)
+            name, colour = legend_label(label), group.style(label).colour
+            counts.setdefault(name, set()).add(sum(map(len, own)))
+            ax.plot(taus, share, color=colour, linewidth=1.8, label=name, drawstyle="steps-post")
+            if repeated(own):
+                ax.fill_between(taus, low, high, color=colour, alpha=0.13, linewidth=0, step="post")
+        ax.set_ylim(-0.03, 1.03)
+        ax.set_ylabel("share of runs above tau", fontsize=8)
+        ax.set_xlabel(f"tau: change of {gold}, standard deviations of the base model's images", fontsize=8)
+    for ax in axes.flat[len(found) :]:
+        ax.set_visible(False)
+    legend(figure, axes, f"{PROFILE_NOTE}; {where(group)}", counts, "run")
     return figure
 
 

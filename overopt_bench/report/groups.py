@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from overopt_bench.registry import algorithms, suites
-from overopt_bench.report.load import Run, full_settings
+from overopt_bench.report.load import Run, full_settings, other_rewards
 from overopt_bench.report.styles import Style, assign
 from overopt_bench.types.algorithm import Role
 
@@ -36,6 +36,7 @@ class Group:
         runs: the runs.
         reference: records of the repository to draw beside them, up to their own budget.
         styles: how each label is drawn on a page with other groups; where empty, as if the group were alone.
+        note: why its runs are kept apart from others of the same settings; empty where there is nothing to say.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Group:
     runs: tuple[Run, ...]
     reference: Group | None = None
     styles: Mapping[str, Style] = field(default_factory=dict)
+    note: str = ""
 
     @cached_property
     def _cells(self) -> dict[str, dict[str, list[Run]]]:
@@ -60,9 +62,10 @@ class Group:
         """List the algorithms run on a proxy: what does not train, then the others by the date of their paper."""
         return list(self._cells.get(proxy, ()))
 
-    def trained(self, proxy: str) -> list[str]:
-        """List the algorithms run on a proxy that train, in the order of ``labels``."""
-        return [label for label in self.labels(proxy) if self.of(proxy, label)[0].role == "trains"]
+    def trained(self, proxy: str | None = None) -> list[str]:
+        """List the algorithms that train, on one proxy or on any, in the order of ``labels``."""
+        runs = {run.label: run for run in self.runs if run.role == "trains" and proxy in (None, run.proxy)}
+        return [run.label for run in sorted(runs.values(), key=_order)]
 
     def appearing(self) -> dict[str, bool]:
         """Map every label, in order of appearance, to whether it trains; those of the reference come last."""
@@ -138,29 +141,67 @@ def with_styles(groups: Sequence[Group]) -> list[Group]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Complete runs by everything that must be equal for a comparison.
+    """Complete runs by everything that must be equal for a comparison, the weights of model and rewards included.
 
     Seeds of one algorithm and proxy whose parameters differ are kept apart: the smaller set goes to a group of
-    its own, named for what differs.
+    its own, named for what differs. So are runs that asked a reward of the same name and other weights. Records that are
+    older than the hashes of rewards are taken to have the same.
     """
+    groups = []
+    for settings, members, note in comparable(run for run in runs if run.state == "complete"):
+        for k, part in enumerate(_consistent(members)):
+            name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}"
+            groups.append(Group(name + (f"-variant{k}" if k else ""), settings, tuple(part), note=note))
+    names = [g.name for g in groups]
+    return [g if names.count(g.name) == 1 else replace(g, name=f"{g.name}-{n + 1}") for n, g in enumerate(groups)]
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Everything that must be equal for a comparison but the rewards' weights: settings, and the model's weights."""
+    settings = {k: v for k, v in full_settings(run.config).items() if k not in NOT_COMPARED}
+    return settings | {"weights": run.provenance.get("weights")}
+
+
+def comparable(runs: Iterable[Run]) -> list[tuple[dict[str, Any], list[Run], str]]:
+    """Split runs into those that may be compared: their settings, the runs, and why they are apart from others of these."""
     tables: dict[str, list[Run]] = {}
     for run in runs:
-        if run.state != "complete":
-            continue
-        key = {k: v for k, v in full_settings(run.config).items() if k not in NOT_COMPARED}
-        key["weights"] = run.provenance.get("weights")
-        tables.setdefault(json.dumps(key, sort_keys=True), []).append(run)
-    groups = []
-    for text, members in tables.items():
-        settings = json.loads(text)
-        for k, part in enumerate(_consistent(members)):
-            name = f"{settings['suite']}-{settings['budget']}{settings['budget_unit']}" + (f"-variant{k}" if k else "")
-            groups.append(Group(name, settings, tuple(part)))
-    names = [g.name for g in groups]
-    return [
-        Group(g.name if names.count(g.name) == 1 else f"{g.name}-{n + 1}", g.settings, g.runs)
-        for n, g in enumerate(groups)
-    ]
+        tables.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
+    return [(json.loads(text), same, note) for text, members in tables.items() for same, note in _same_rewards(members)]
+
+
+def differences_in_words(
+    here: Mapping[str, Any], there: Mapping[str, Any], may_differ: Iterable[str] = ()
+) -> list[str]:
+    """Say which settings differ, and in what; of weights, that they do."""
+    names = sorted((here.keys() | there.keys()) - {"weights", *may_differ})
+    differences = [
+        f"{name} ({_short(here.get(name))} here, {_short(there.get(name))} there)"
+        for name in names if here.get(name) != there.get(name)
+    ]  # fmt: skip
+    return differences + (["the base model's weights"] if here.get("weights") != there.get("weights") else [])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _same_rewards(runs: list[Run]) -> list[tuple[list[Run], str]]:
+    """Split runs so that within a part every reward has one hash; beside each part, what tells it from the first."""
+    parts: list[tuple[dict[str, Any], list[Run]]] = []
+    for run in runs:
+        for hashes, members in parts:
+            if not other_rewards(hashes, run.reward_hashes):
+                hashes.update(run.reward_hashes)
+                members.append(run)
+                break
+        else:
+            parts.append((run.reward_hashes, [run]))
+    apart = "These runs are apart from others of the same settings, for the weights differ of"
+    first = parts[0][0]
+    named = [(members, ", ".join(other_rewards(first, hashes))) for hashes, members in parts]
+    return [(members, f"{apart} {names}." if names else "") for members, names in named]
 
 
 def _consistent(runs: list[Run]) -> list[list[Run]]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from overopt_bench.report.escape import file_name
 from overopt_bench.report.groups import Group
+from overopt_bench.report.statistics import Array
 
 matplotlib.use("Agg")
 
+Counts = dict[str, set[int]]  # by label, of how many seeds or pairs its lines are, panel by panel
 ACROSS = 4  # panels beside each other: more cannot be read on a page
 
 
@@ -73,24 +77,68 @@ def label_x(axes: np.ndarray, text: str, proxies: int) -> None:
         ax.set_xlabel(text, fontsize=8)
 
 
-def legend(figure: Figure, axes: np.ndarray, note: str) -> None:
-    """One legend for all panels, each label once, with a note above it."""
+def is_proxy(ax: Axes, gold: str) -> None:
+    """Say in a gold's panel that it is no gold there."""
+    ax.set(xticks=[], yticks=[])
+    ax.text(0.5, 0.5, f"{gold} is the proxy here", ha="center", transform=ax.transAxes, fontsize=8)
+
+
+def bands(ax: Axes, shown: Sequence[tuple[Array, Array, Array, str]]) -> None:
+    """Fill intervals behind the lines of a panel; what the lines would be squeezed by is cut off at the frame.
+
+    Args:
+        ax: the panel, its lines drawn.
+        shown: x, low and high ``[points]`` of each interval, and its colour.
+    """
+    low, high = ax.dataLim.intervaly
+    room = 0.5 * (high - low)  # of two seeds an interval is nine times as wide as they are apart
+    bottom = max(low - room, min([low, *(float(lower.min()) for _, lower, _, _ in shown)]))
+    top = min(high + room, max([high, *(float(upper.max()) for _, _, upper, _ in shown)]))
+    for x, lower, upper, colour in shown:
+        ax.fill_between(x, lower, upper, color=colour, alpha=0.13, linewidth=0)
+    if bottom < top:
+        edge = 0.05 * (top - bottom)
+        ax.set_ylim(bottom - edge, top + edge)
+
+
+def legend(figure: Figure, axes: np.ndarray, note: str, counts: Counts | None = None, unit: str = "seed") -> None:
+    """One legend for all panels, each label once, with a note above it.
+
+    Args:
+        figure: what the legend is below.
+        axes: all its panels.
+        note: what the lines and bands are.
+        counts: of how many units each label's lines are, panel by panel; the legend says so behind the label.
+        unit: what is counted.
+    """
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    said = {label: f"{label} ({counted(known, unit)})" for label, known in (counts or {}).items()}
     for ax in axes.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handle.set_label(said.get(label, label))
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
         ax.tick_params(labelsize=8)
         ax.locator_params(nbins=4)  # ticks and their labels are more than half of a figure's time
-    figure.legend(
+    texts = [said.get(label, label) for label in found]
+    widest = 0.55 + 0.06 * max(map(len, texts), default=0)  # inches: the line, then letters of 8 points
+    made = figure.legend(
         found.values(),
-        found.keys(),
+        texts,
         loc="outside lower center",
-        ncols=max(1, min(len(found), int(figure.get_figwidth() // 1.9))),
+        ncols=max(1, min(len(found), int(figure.get_figwidth() // widest))),
         fontsize=8,
         frameon=False,
-        title=note,
+        title=textwrap.fill(note, int(figure.get_figwidth() / 0.065)),
         title_fontsize=8,
     )
+    made.get_title().set_multialignment("center")
+
+
+def counted(counts: Collection[int], unit: str) -> str:
+    """How many, in words: "1 seed", "3 seeds", or "2 to 3 seeds" where panels differ."""
+    few, many = min(counts), max(counts)
+    return f"{few if few == many else f'{few} to {many}'} {unit}{'' if many == 1 else 's'}"
 
 
 def legend_label(text: str) -> str:

@@ -14,11 +14,14 @@ import numpy as np
 
 from overopt_bench.config import MEMORY_PARAMS, RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.recording.labels import label_of
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
 from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
+from overopt_bench.report.peaks import Paired, Peak, cross_fitted_peak, paired_difference
+from overopt_bench.report.selected import in_halves, with_own_distance
 from overopt_bench.report.shared_out import each
-from overopt_bench.report.statistics import Array, Paired, Peak, cross_fitted_peak, paired_difference
+from overopt_bench.report.statistics import Array
 from overopt_bench.types.algorithm import Role
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
@@ -61,6 +64,12 @@ class Run:
         return self.sessions[0] if self.sessions else {}
 
     @property
+    def reward_hashes(self) -> dict[str, Any]:
+        """The hash of each reward's weights, None of one that has none; empty where the record is older than these."""
+        found = self.provenance.get("rewards")
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """What the sessions say of other people's metrics, by the metric's name."""
         said = [session.get("metrics") for session in self.sessions]
@@ -76,6 +85,12 @@ class Run:
         """(queries, values) of an evaluation metric, where it was recorded."""
         return self.evaluations.numbers.get(key, (NOWHERE, NOWHERE))
 
+    def together(self, x: str, y: str) -> tuple[Array, Array]:
+        """Two metrics at the same evaluations ``[points]``: those that recorded both, found by their queries."""
+        (queries, xs), (others, ys) = self.curve(x), self.curve(y)
+        _, here, there = np.intersect1d(queries, others, return_indices=True)
+        return xs[here], ys[there]
+
     def last(self, key: str) -> float | None:
         """The metric at the end; None where the last evaluation does not have it."""
         queries, values = self.curve(key)
@@ -87,15 +102,19 @@ class Run:
         return float(np.interp(queries, xs, ys)) if len(xs) and xs[0] <= queries <= xs[-1] else None
 
     def scores(self, split: str, reward: str) -> Array | None:
-        """Scores ``[points, images]`` of a split; None where single images were not kept (best-of-n)."""
+        """Scores ``[points, images]`` of a split, of ``prompts``; None where single images were not kept."""
         rows = [row for point in self.points.get(split, ()) if (row := point.of(reward)) is not None]
         return np.stack(rows) if len(rows) > 1 else None
+
+    def prompts(self, split: str) -> tuple[str, ...]:
+        """The prompt of each image of a split, the same at all points."""
+        return self.points[split][0].prompts
 
     def peak(self, split: str, reward: str) -> Peak | None:
         """Where a split's scores are highest; None where single images were not kept. Found once."""
         if (split, reward) not in self._peaks:
             scores = self.scores(split, reward)
-            self._peaks[split, reward] = None if scores is None else cross_fitted_peak(scores)
+            self._peaks[split, reward] = None if scores is None else cross_fitted_peak(scores, self.prompts(split))
         return self._peaks[split, reward]
 
     @cached_property
@@ -105,7 +124,7 @@ class Run:
     def gain(self, split: str, reward: str) -> Paired | None:
         """By how much a split's scores rose from start to end; None where single images were not kept."""
         scores = self.scores(split, reward)
-        return None if scores is None else paired_difference(scores[-1], scores[0])
+        return None if scores is None else paired_difference(scores[-1], scores[0], self.prompts(split))
 
     def recorded(self, reward: str, split: str = "train") -> bool:
         """Whether the run evaluated the reward."""
@@ -127,9 +146,13 @@ class Run:
 
     @cached_property
     def label(self) -> str:
-        """The algorithm, with its mitigations and the tag where there are any: tags stand for other settings."""
-        name = " + ".join([self.algo, *self.config.get("mitigation", ())])
-        return name + (f" [{self.config['tag']}]" if self.config.get("tag") else "")
+        """What the run is called among others."""
+        return label_of(self.config)
+
+
+def other_rewards(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """Name the rewards whose weights differ: the same word for another number. One that either lacks does not."""
+    return sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
 
 
 def full_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,12 +211,15 @@ def mark_duplicates(runs: list[Run]) -> list[Run]:
 
     Golds do not count, since they change nothing in training; the run that recorded the most rewards is kept.
     """
-    kept: dict[str, Run] = {}
+    kept: dict[str, list[Run]] = {}
     complete = [run for run in runs if run.state == "complete"]
     for run in sorted(complete, key=lambda run: -len(run.evaluations.numbers)):
         settings = {k: v for k, v in full_settings(run.config).items() if k != "gold"}
-        first = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), run)
-        if first is not run:
+        alike = kept.setdefault(json.dumps([settings, run.provenance.get("weights")], sort_keys=True), [])
+        first = next((one for one in alike if not other_rewards(one.reward_hashes, run.reward_hashes)), None)
+        if first is None:
+            alike.append(run)
+        else:
             run.state, run.reason = "duplicate", f"same configuration and seed as {first.folder}"
     return runs
 
@@ -244,8 +270,11 @@ def _read_metrics(run: Run) -> None:
         if event["event"] in events:
             events[event["event"]].append(event)
     try:
-        run.evaluations = evaluations(events["eval"])
+        selects = run.role == "selects"
+        run.evaluations = evaluations(with_own_distance(events["eval"]) if selects else events["eval"])
         run.points, run.dormant = scored(events["scores"]), dormant(events["critic"])
+        if selects:
+            run.points = {split: in_halves(points) for split, points in run.points.items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         run.state, run.reason = "damaged", f"metrics.jsonl: {type(error).__name__}: {error}"
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
-import numpy as np
 import pandas as pd
 
 from overopt_bench.registry import metrics
 from overopt_bench.report.cells import Cell
 from overopt_bench.report.groups import Group
-from overopt_bench.report.statistics import over_seeds
+from overopt_bench.report.readings import change, end, estimate, start
 from overopt_bench.types import Number
 from overopt_bench.types.metric import Better
 
@@ -76,12 +76,12 @@ def metrics_table(group: Group, split: str = "train") -> pd.DataFrame:
     numbers = [pair for metric in measured(group, split) for pair in metric.numbers.items()]
     cells = [(proxy, *pair, label) for proxy in group.proxies() for pair in numbers for label in group.labels(proxy)]
     for proxy, key, number, label in cells:
-        curves = [values for run in group.of(proxy, label) if len(values := run.curve(key)[1])]
-        if curves:
-            first, last = (np.array([values[end] for values in curves]) for end in (0, -1))
+        runs = [run for run in group.of(proxy, label) if len(run.curve(key)[1])]
+        if runs:
             rows.append({
                 "proxy": proxy, "number": number.title, "unit": number.unit, "better": number.better or "",
-                "algorithm": label, "seeds": len(curves), "at start": over_seeds(first), "at end": over_seeds(last),
-                "change": over_seeds(last - first), "recorded as": key,
+                "algorithm": label, "seeds": len(runs), "at start": estimate(runs, partial(start, key=key)),
+                "at end": estimate(runs, partial(end, key=key)), "change": estimate(runs, partial(change, key=key)),
+                "recorded as": key,
             })  # fmt: skip
     return pd.DataFrame(rows)

@@ -23,10 +23,11 @@ from PIL import Image
 
 from overopt_bench.recording.sessions import session_differences
 from overopt_bench.report.cells import show
+from overopt_bench.report.findings import Finding
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.reference import other_parameters
-from overopt_bench.report.verdicts import Finding, Verdict
+from overopt_bench.report.verdicts import Verdict
 
 LONG = 40  # rows of a table that is shown when it is asked for
 NAMED = 20  # folders in a sentence
@@ -98,7 +99,7 @@ def group_context(
                 row["colour"] = colour_class(group.style(row["algorithm"]).colour)
     return {
         "name": group.name, "title": group.title, "findings": findings, "verdicts": verdicts, "tables": tables,
-        "notes": [*_gold_notes(group), *_reference_notes(group)], "strips": strips,
+        "notes": [*filter(None, [group.note]), *_gold_notes(group), *_reference_notes(group)], "strips": strips,
         "settings": json.dumps({k: v for k, v in group.settings.items() if k != "weights"}, ensure_ascii=False),
         "figures": [drawn for drawn in figures if drawn.proxy is None],
         "panels": {proxy: list(own) for proxy, own in groupby(figures, lambda drawn: drawn.proxy) if proxy is not None},

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from overopt_bench.errors import UserError
-from overopt_bench.report.groups import Group, group_runs
+from overopt_bench.report.groups import Group, differences_in_words, group_runs
 from overopt_bench.report.load import Run, find_runs
 
 RECORDS = Path("results", "reference")
@@ -65,14 +63,7 @@ def _nearest(group: Group, references: list[Group]) -> tuple[Group, str]:
 
 def _differences(group: Group, reference: Group) -> list[str]:
     """The settings that keep two groups from being drawn together, in words."""
-    here, there = group.settings, reference.settings
-    names = sorted((here.keys() | there.keys()) - MAY_DIFFER - {"weights"})
-    differences = [
-        f"{name} ({_short(here.get(name))} here, {_short(there.get(name))} there)"
-        for name in names if here.get(name) != there.get(name)
-    ]  # fmt: skip
-    if here.get("weights") != there.get("weights"):
-        differences.append("the base model's weights")
+    differences = differences_in_words(group.settings, reference.settings, MAY_DIFFER)
     other = _other_rewards(group, reference)
     return differences + ([f"the weights of {', '.join(other)}"] if other else [])
 
@@ -86,8 +77,7 @@ def _other_rewards(group: Group, reference: Group) -> list[str]:
 def _reward_hashes(group: Group) -> dict[str, set[str | None]]:
     found: dict[str, set[str | None]] = {}
     for run in group.runs:
-        rewards = run.provenance.get("rewards", {})
-        for name, digest in rewards.items() if isinstance(rewards, Mapping) else ():
+        for name, digest in run.reward_hashes.items():
             found.setdefault(name, set()).add(digest)
     return found
 
@@ -98,16 +88,7 @@ def other_parameters(group: Group) -> list[str]:
     for run in group.runs:
         for other in group.reference.of(run.proxy, run.label) if group.reference else ():
             here, there = (dict(one.config.get("params", {})) for one in (run, other))
-            names = sorted(here.keys() | there.keys())
-            differences = [
-                f"{name} {_short(here.get(name))} here, {_short(there.get(name))} there"
-                for name in names if here.get(name) != there.get(name)
-            ]  # fmt: skip
+            differences = differences_in_words(here, there)
             if differences:
                 found[run.label] = f"{run.label} has other parameters than its reference: {'; '.join(differences)}."
     return list(found.values())
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

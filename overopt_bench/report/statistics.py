@@ -1,19 +1,24 @@
-"""Statistics of comparisons: pure functions on arrays, nothing drawn.
+"""Statistics over seeds: pure functions on arrays, nothing drawn.
 
-The probability of improvement follows Agarwal et al. (2021, "Deep RL at the edge of the statistical precipice"),
-the scaling forms Gao et al. (2022, arXiv 2210.10760).
+Runs of one seed share prompts, sampling noise and the initial adapter, so labels are compared seed by seed wherever both
+have the seed. The probability of improvement follows Agarwal et al. (2021, "Deep RL at the edge of the statistical
+precipice"), the scaling forms Gao et al. (2022, arXiv 2210.10760).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
+LEVEL = 0.05  # of p below which a difference is called shown
+EXACT = 16  # pairs up to which all sign flips are tried
+FLIPS = 99_999  # choices of signs that are drawn beyond that
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,54 @@ class Estimate:
     high: float | None
     count: int
 
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out; False where there is none, or it is not a number."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
-def over_seeds(values: Array) -> Estimate:
-    """Mean over seeds ``[seeds]`` with Student's t interval; a single seed has none.
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A difference of two labels, a minus b; ``count`` is the number of pairs where it is paired.
+
+    Attributes:
+        p: two-sided; not a number where there is nothing to compute it from.
+        wins: in how many pairs a is above b, a tie being half a win.
+        of: how many pairs: those of equal seeds, or where it is not paired every run of a with every run of b.
+        paired: whether runs of equal seeds were compared.
+    """
+
+    p: float
+    wins: float
+    of: int
+    paired: bool
+
+
+def interval_of_mean(values: ArrayLike) -> tuple[Array, Array, Array]:
+    """Mean over seeds with its two-sided 95 % interval of Student's t.
 
     With the three to ten seeds that runs of this kind have, a percentile bootstrap is far too narrow (of three
     seeds it calls one null comparison in five a difference), and an interquartile mean throws data away.
+
+    Args:
+        values: ``[seeds, ...]``, such as a curve of each seed ``[seeds, points]``.
+
+    Returns:
+        Mean, low and high, each ``[...]``; low and high are not numbers where there is a single seed.
     """
-    mean, count = float(np.mean(values)), len(values)
+    seeds = np.asarray(values, float)
+    count, mean = len(seeds), seeds.mean(0)
     if count < 2:
-        return Estimate(mean, None, None, count)
-    half = float(_quantile(count - 1) * standard_error(values))
-    return Estimate(mean, mean - half, mean + half, count)
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = _quantile(count - 1) * seeds.std(0, ddof=1) / count**0.5
+    return mean, mean - half, mean + half
+
+
+def over_seeds(values: Array) -> Estimate:
+    """Mean over seeds ``[seeds]`` with Student's t interval; a single seed has none."""
+    mean, low, high = map(float, interval_of_mean(values))
+    known = len(values) > 1
+    return Estimate(mean, low if known else None, high if known else None, len(values))
 
 
 @cache
@@ -45,20 +86,104 @@ def _quantile(freedom: int) -> float:
     return float(stats.t.ppf(0.975, freedom))
 
 
-def standard_error(values: Array) -> float:
-    """Standard error of the mean of ``[units]``; a twentieth of the time of ``scipy.stats.sem``, the same number."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5)
+def common_seeds(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Find the seeds that both labels have: where they stand in ``a`` and where in ``b``, by ascending seed."""
+    both = sorted({*a} & {*b})
+    return [list(a).index(seed) for seed in both], [list(b).index(seed) for seed in both]
 
 
-def difference(a: Array, b: Array) -> Estimate:
-    """Difference of the means of two algorithms' seeds, a minus b, with Welch's t interval."""
+def paired_by_seed(seeds_a: Sequence[int], a: ArrayLike, seeds_b: Sequence[int], b: ArrayLike) -> Array:
+    """Subtract b from a seed by seed, for the seeds that both have.
+
+    Args:
+        seeds_a: the seed of each run of a.
+        a: of each of these runs a number or a curve, ``[runs, ...]``.
+        seeds_b: the seed of each run of b.
+        b: as ``a``.
+
+    Returns:
+        The differences ``[pairs, ...]`` by ascending seed; their mean has the interval ``interval_of_mean``.
+    """
+    here, there = common_seeds(seeds_a, seeds_b)
+    differences: Array = np.asarray(a, float)[here] - np.asarray(b, float)[there]
+    return differences
+
+
+@cache
+def _signs(pairs: int) -> Array:
+    """All choices of signs but for the first one's, which may stay: ``[2^(pairs - 1), pairs]``."""
+    flipped = np.arange(2 ** (pairs - 1))[:, None] >> np.arange(pairs - 1) & 1
+    return np.concatenate([np.ones((len(flipped), 1)), 1.0 - 2 * flipped], 1)
+
+
+def sign_flip_p(differences: Array) -> float:
+    """Two-sided p of paired differences ``[pairs]``: how often flipping signs gives a mean as far from zero.
+
+    If nothing tells a from b, each difference could as well have had the other sign. All 2^pairs choices are tried up
+    to 16 pairs, beyond that 99,999 drawn ones with a fixed seed. No p is below 2/2^pairs, see ``smallest_p``.
+
+    Returns:
+        The p; not a number where there is no pair or a difference is not finite.
+    """
+    values = np.asarray(differences, float)
+    if not len(values) or not np.isfinite(values).all():
+        return float("nan")
+    rounding = 1e-12 * np.abs(values).sum()  # two orders of the same sum are one value
+    if len(values) <= EXACT:
+        return float(np.mean(np.abs(_signs(len(values)) @ values) >= abs(values.sum()) - rounding))
+    drawn = np.random.default_rng(0).choice((-1.0, 1.0), (FLIPS, len(values)))
+    beyond = int((np.abs(drawn @ values) >= abs(values.sum()) - rounding).sum())
+    return float((beyond + 1) / (FLIPS + 1))  # what was seen is one of the choices
+
+
+def smallest_p(pairs: int) -> float:
+    """Return the smallest two-sided p that sign flips of so many pairs can give: 2/2^pairs, reached where all agree."""
+    least: float = 2.0 / 2**pairs
+    return min(1.0, least)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Correct p values for their number, so that a family shows anything false at most as often as one of them alone.
+
+    Holm (1979): the smallest is multiplied by m, the next by m - 1 and so on, and none is below one before it. What is not
+    a number is no member of the family, and stays.
+    """
+    known = sorted((p, k) for k, p in enumerate(ps) if p == p)  # nan is unlike itself
+    corrected, largest = list(ps), 0.0
+    for place, (p, k) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - place)))
+        corrected[k] = largest
+    return corrected
+
+
+def against_zero(differences: Array) -> Difference:
+    """Describe paired differences ``[pairs]``: mean, t interval, exact sign-flip p, and how many are above zero."""
+    values = np.asarray(differences, float)
+    mean = over_seeds(values) if len(values) else Estimate(float("nan"), None, None, 0)
+    wins = float(np.sum(values > 0) + 0.5 * np.sum(values == 0))
+    return Difference(mean.value, mean.low, mean.high, mean.count, sign_flip_p(values), wins, len(values), paired=True)
+
+
+def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
+    """Difference of two labels' means, a minus b, each a number by seed.
+
+    Paired over the seeds that both have. Where these are fewer than two, the runs are taken as independent: Welch's t
+    interval and p over all runs of each, with neither where a label has a single run.
+    """
+    pairs = paired_by_seed([*a], [*a.values()], [*b], [*b.values()])
+    if len(pairs) > 1 or (len(pairs) == len(a) == len(b) == 1):
+        return against_zero(pairs)
+    return _welch(np.array([*a.values()], float), np.array([*b.values()], float))
+
+
+def _welch(a: Array, b: Array) -> Difference:
     value, count = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
-    if count < 2:
-        return Estimate(value, None, None, count)
-    if np.var(a) == np.var(b) == 0:  # deterministic references: the same number for every seed
-        return Estimate(value, value, value, count)
-    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    return Estimate(value, float(low), float(high), count)
+    wins, of = probability_of_improvement(a, b) * len(a) * len(b), len(a) * len(b)
+    if count < 2 or np.var(a) == np.var(b) == 0:
+        return Difference(value, None, None, count, float("nan"), wins, of, paired=False)
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    return Difference(value, float(low), float(high), count, float(test.pvalue), wins, of, paired=False)
 
 
 def probability_of_improvement(a: Array, b: Array) -> float:
@@ -66,67 +191,27 @@ def probability_of_improvement(a: Array, b: Array) -> float:
     return float(np.mean((a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])))
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Mean and standard error of differences over images at the same prompts and noise."""
-
-    mean: float
-    error: float
-
-    @property
-    def shown(self) -> bool:
-        """Whether the difference is above zero by more than two standard errors."""
-        return self.mean > 2 * self.error
-
-
-def paired_difference(after: Array, before: Array) -> Paired:
-    """After - before, image by image; each ``[images]``."""
-    delta = np.asarray(after) - np.asarray(before)
-    return Paired(float(delta.mean()), standard_error(delta) if len(delta) > 1 else float("nan"))
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Where a curve is highest and how high, each located on one half of the images and read on the other.
-
-    ``points`` are the two locations; ``value``, ``rise`` (peak - start) and ``drop`` (peak - end) average the two
-    readings.
-    """
-
-    points: tuple[int, int]
-    value: float
-    rise: Paired
-    drop: Paired
-
-
-def cross_fitted_peak(scores: Array) -> Peak:
-    """The peak of mean scores ``[points, images]`` without calling the maximum of noise a peak.
-
-    Even images locate and odd ones read, then the reverse, so no image is read where it helped to choose.
-    """
-    halves = [np.arange(scores.shape[1]) % 2 == k for k in (0, 1)]
-    peak, points = np.empty(scores.shape[1]), []
-    for locate, read in (halves, halves[::-1]):
-        top = int(scores[:, locate].mean(1).argmax())
-        points.append(top)
-        peak[read] = scores[top, read]
-    return Peak(
-        (points[0], points[1]),
-        float(peak.mean()),
-        paired_difference(peak, scores[0]),
-        paired_difference(peak, scores[-1]),
-    )
-
-
 def at_matched(x: Array, y: Array, target: float) -> float | None:
-    """Y where the curve (x, y) first reaches x = target, by linear interpolation; None where it never does."""
-    for k in range(len(x)):
-        if x[k] >= target:
-            if k == 0:
-                return float(y[0])
-            share = (target - x[k - 1]) / (x[k] - x[k - 1])
-            return float(y[k - 1] + share * (y[k] - y[k - 1]))
-    return None
+    """Y where the curve (x, y) first reaches x = target, by linear interpolation.
+
+    Args:
+        x: along the budget ``[points]``.
+        y: at the same points ``[points]``; points where either is not finite are left out.
+        target: of x.
+
+    Returns:
+        None where the curve never gets there, or is beyond the target from the start: then it never crosses it.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    reached = np.flatnonzero(x >= target)
+    if not len(reached) or x[0] > target:
+        return None
+    k = int(reached[0])
+    if k == 0:
+        return float(y[0])
+    share = (target - x[k - 1]) / (x[k] - x[k - 1])
+    return float(y[k - 1] + share * (y[k] - y[k - 1]))
 
 
 def best_of_n_form(d: Array, alpha: float, beta: float) -> Array:

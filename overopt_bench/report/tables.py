@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pandas as pd
 
+from overopt_bench.report import readings
 from overopt_bench.report.cells import Cell
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
+from overopt_bench.report.peaks import Paired
+from overopt_bench.report.readings import Reading, estimate
 from overopt_bench.report.statistics import (
     Array,
     Estimate,
-    Paired,
-    at_matched,
     best_of_n_form,
     fit_best_of_n,
     fit_rl,
@@ -26,21 +28,21 @@ from overopt_bench.report.statistics import (
 def summary_table(group: Group, split: str = "train") -> pd.DataFrame:
     """Per proxy, algorithm and gold: gold at start, peak and end, the drop, matched comparisons, distance, diversity, time.
 
-    Peaks are cross-fitted over images (see ``stats.cross_fitted_peak``). Matched columns compare the algorithms on
-    one proxy where each first reaches the smallest final proxy, or the smallest final path KL, among them.
+    Peaks are cross-fitted over images (see ``peaks.cross_fitted_peak``). Matched columns compare the algorithms on
+    one proxy where each first reaches the smallest final gain of the proxy, or the smallest final path KL, among them.
     Values are means over the seeds that recorded the gold, with 95 % t intervals; a single seed has none.
     """
     rows = []
     for proxy in group.proxies():
         labels = group.labels(proxy)
-        trained = group.trained(proxy)
-        match_proxy = _smallest_end(group, proxy, trained, f"{split}/{proxy}/mean")
-        match_kl = _smallest_end(group, proxy, trained, f"{split}/path_kl/mean")
+        trained = [run for label in group.trained(proxy) for run in group.of(proxy, label)]
+        gain = readings.smallest(trained, partial(readings.proxy_gain, split=split))
+        kl = readings.smallest(trained, lambda run: run.last(f"{split}/path_kl/mean"))
         for label, gold in product(labels, group.golds(proxy)):
             runs = [run for run in group.of(proxy, label) if run.recorded(gold, split)]
             if runs:
                 where = {"proxy": proxy, "algorithm": label, "seeds": len(runs), "gold": gold_name(group, gold)}
-                rows.append(where | _row(runs, proxy, gold, split, match_proxy, match_kl))
+                rows.append(where | _row(runs, proxy, gold, split, gain, kl))
     return pd.DataFrame(rows)
 
 
@@ -49,62 +51,41 @@ def gold_name(group: Group, gold: str) -> str:
     return f"{gold} (truth)" if gold == group.truth else gold
 
 
-def _smallest_end(group: Group, proxy: str, labels: list[str], key: str) -> float | None:
-    ends = [run.last(key) for label in labels for run in group.of(proxy, label)]
-    known = [end for end in ends if end is not None]
-    return min(known) if known else None
-
-
-def _row(
-    runs: list[Run], proxy: str, gold: str, split: str, match_proxy: float | None, match_kl: float | None
-) -> dict[str, Cell]:
+def _row(runs: list[Run], proxy: str, gold: str, split: str, gain: float | None, kl: float | None) -> dict[str, Cell]:
     key = f"{split}/{gold}/mean"
 
-    def seeds(values: list[float | None]) -> Estimate | None:
-        known = [v for v in values if v is not None]
-        return over_seeds(np.array(known)) if len(known) == len(values) and known else None
+    def seeds(reading: Reading) -> Estimate | None:
+        return estimate(runs, reading) if all(reading(run) is not None for run in runs) else None
 
-    peaks = [peak_of(run, split, gold) for run in runs]
-    matched_proxy = [_matched(run, f"{split}/{proxy}/mean", key, match_proxy) for run in runs]
-    matched_kl = [_matched(run, f"{split}/path_kl/mean", key, match_kl) for run in runs]
+    queries, seconds = (
+        seeds(reading)
+        for reading in (partial(readings.peak_queries, split=split, gold=gold), lambda r: r.last("seconds"))
+    )
     return {
-        "gold at start": seeds([float(run.curve(key)[1][0]) for run in runs]),
-        "gold at peak": seeds([p["value"] for p in peaks]),
-        "queries at peak": float(np.mean([p["queries"] for p in peaks])),
-        "gold at end": seeds([run.last(key) for run in runs]),
-        "drop": seeds([p["drop"] for p in peaks]),
-        "proxy at start": seeds([float(run.curve(f"{split}/{proxy}/mean")[1][0]) for run in runs]),
-        "proxy at end": seeds([run.last(f"{split}/{proxy}/mean") for run in runs]),
-        "gold at matched proxy": seeds(matched_proxy),
-        "gold at matched KL": seeds(matched_kl),
-        "path KL": seeds([run.last(f"{split}/path_kl/mean") for run in runs]),
-        "diversity": seeds([run.last(f"{split}/diversity") for run in runs]),
-        "seconds": float(np.mean([run.curve("seconds")[1][-1] for run in runs])),
+        "gold at start": seeds(partial(readings.start, key=key)),
+        "gold at peak": seeds(partial(readings.peak_value, split=split, gold=gold)),
+        "queries at peak": None if queries is None else queries.value,
+        "gold at end": seeds(lambda run: run.last(key)),
+        "drop": seeds(partial(readings.fall, split=split, gold=gold)),
+        "proxy at start": seeds(partial(readings.start, key=f"{split}/{proxy}/mean")),
+        "proxy at end": seeds(lambda run: run.last(f"{split}/{proxy}/mean")),
+        "gold at matched proxy": None
+        if gain is None
+        else seeds(partial(readings.gold_at_proxy_gain, split=split, gold=gold, gain=gain)),
+        "gold at matched KL": None
+        if kl is None
+        else seeds(partial(readings.gold_at_path_kl, split=split, gold=gold, kl=kl)),
+        "path KL": seeds(lambda run: run.last(f"{split}/path_kl/mean")),
+        "image KL": seeds(lambda run: run.last(f"{split}/image_kl")),
+        "diversity": seeds(lambda run: run.last(f"{split}/diversity")),
+        "seconds": None if seconds is None else seconds.value,
     }
-
-
-def peak_of(run: Run, split: str, gold: str) -> dict[str, float]:
-    """Cross-fitted where single images were kept; best-of-n's curve is an estimate over subsets and read as it is."""
-    queries, values = run.curve(f"{split}/{gold}/mean")
-    peak, points = run.peak(split, gold), run.points.get(split, ())
-    if peak is None or sum(gold in point.rewards for point in points) != len(queries):
-        top = int(values.argmax())
-        return {"value": float(values[top]), "queries": float(queries[top]), "drop": float(values[top] - values[-1])}
-    return {"value": peak.value, "queries": float(np.mean([queries[k] for k in peak.points])), "drop": peak.drop.mean}
-
-
-def _matched(run: Run, x: str, y: str, target: float | None) -> float | None:
-    if target is None:
-        return None
-    xs, ys = run.curve(x), run.curve(y)
-    n = min(len(xs[1]), len(ys[1]))
-    return at_matched(xs[1][:n], ys[1][:n], target)
 
 
 def overoptimization_table(group: Group, split: str = "train") -> pd.DataFrame:
     """Seed by seed: did the proxy rise, did a gold rise to a peak, did it fall from there? Each by two standard errors.
 
-    The errors are those of paired differences: the same prompts and noise at both points.
+    The errors are over prompts, of paired differences: the same prompts and noise at both points.
     """
     rows = []
     for run in sorted(group.runs, key=lambda r: (r.proxy, r.label, int(r.config["seed"]))):
@@ -130,7 +111,9 @@ def _yes(difference: Paired) -> str:
 
 
 def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
-    """Gao et al.'s forms fitted to every gold of each seed over the base against d = sqrt(path KL), start left out.
+    """Gao et al.'s forms fitted to every gold of each seed over the base against d, start left out.
+
+    d is the root of the path KL, for what selects of the KL of its images.
 
     ``alpha`` is how fast gold is gained, ``beta`` how fast it is lost again; ``R2`` says how well the form holds.
     """
@@ -142,17 +125,21 @@ def scaling_table(group: Group, split: str = "train") -> pd.DataFrame:
                 alpha, beta, r2 = (over_seeds(np.array(values)) for values in zip(*fits, strict=True))
                 selected = group.of(proxy, label)[0].role == "selects"
                 form = "d (alpha - beta d)" if selected else "d (alpha - beta log d)"
-                rows.append({"proxy": proxy, "algorithm": label, "seeds": len(fits), "gold": gold_name(group, gold),
-                             "form": form, "alpha": alpha, "beta": beta, "R2": r2})  # fmt: skip
+                rows.append({
+                    "proxy": proxy, "algorithm": label, "seeds": len(fits), "gold": gold_name(group, gold),
+                    "d": "sqrt(image KL)" if selected else "sqrt(path KL)", "form": form, "alpha": alpha, "beta": beta,
+                    "R2": r2,
+                })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _scaling(run: Run, key: str, split: str) -> tuple[float, float, float] | None:
     """(alpha, beta, R2) of one run; None where it has too few points away from the base."""
-    d, gold = run.curve(f"{split}/sqrt_kl")[1], run.curve(key)[1]
-    if len(d) != len(gold) or (away := d > 0).sum() < 3 or gold[away].std() == 0:
+    selects = run.role == "selects"
+    d, gold = run.together(f"{split}/{'sqrt_image_kl' if selects else 'sqrt_kl'}", key)
+    if (away := d > 0).sum() < 3 or gold[away].std() == 0:
         return None
-    form, fit = (best_of_n_form, fit_best_of_n) if run.role == "selects" else (rl_form, fit_rl)
+    form, fit = (best_of_n_form, fit_best_of_n) if selects else (rl_form, fit_rl)
     d, gain = d[away], gold[away] - gold[0]
     alpha, beta = fit(d, gain)
     residual = gain - form(d, alpha, beta)
@@ -211,5 +198,4 @@ def reference_table(group: Group, split: str = "train") -> pd.DataFrame:
 
 
 def _at(runs: list[Run], key: str, queries: float) -> Estimate | None:
-    values = [value for run in runs if (value := run.at(key, queries)) is not None]
-    return over_seeds(np.array(values)) if values else None
+    return estimate(runs, lambda run: run.at(key, queries))

@@ -13,6 +13,7 @@ import torch
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.config import RunConfig
 from overopt_bench.errors import Stopped
+from overopt_bench.evaluation.selection import distance
 from overopt_bench.plugins import Plugin
 from overopt_bench.recording.trackers import check_tracker
 from overopt_bench.training.session import Session
@@ -125,12 +126,15 @@ class _Session(Session):
     def _evaluate(self) -> None:
         self.world.check_equal(self.policy.trainable())
         if isinstance(self.algorithm, Selection) and self.pool.prompts:
-            row = self.pool.evaluate(self.algorithm)
+            row, details = self.pool.evaluate(self.algorithm)
         else:
             row, details, images = self.evaluator(whole=self.point == 0 or self.budget.exhausted)
             name = self.recorder.image(self.budget.queries, images, details[0]["columns"])
-            for detail in details:
-                self.recorder.write("scores", {**self._where(), "point": self.point, **detail, "image_file": name})
+            details = [{**detail, "image_file": name} for detail in details]
+            if isinstance(self.algorithm, Selection):  # so far it keeps what it draws
+                row |= distance(0.0)
+        for detail in details:
+            self.recorder.write("scores", {**self._where(), "point": self.point, **detail})
         self._record("eval", {"point": self.point, **row})
         self.progress.evaluated(row)
         intervals = self.config.eval_points - 1

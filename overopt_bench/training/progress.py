@@ -73,7 +73,8 @@ class Progress:
         """Show an evaluation's row; this is what a log file has."""
         self._seen = {"proxy": row[f"train/{self.config.proxy}/mean"]}
         self._seen |= {gold: row[f"train/{gold}/mean"] for gold in self.config.gold}
-        self._seen["sqrt(KL)"] = row["train/sqrt_kl"]
+        shown = {"sqrt(KL)": "train/sqrt_kl", "sqrt(image KL)": "train/sqrt_image_kl"}  # of chains, of kept images
+        self._seen |= {name: row[key] for name, key in shown.items() if key in row}
         if self.quiet:
             return
         if self._bar is None:

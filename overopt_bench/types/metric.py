@@ -63,8 +63,8 @@ class Metric(ABC):
     """Turns one evaluation into named numbers.
 
     An instance is made once for each evaluator and may keep what it loads. The record names a number
-    ``<split>/<number>``, and ``<split>/<number>/mean``, ``/stderr`` and ``/count`` where the metric gives one value
-    for each image. The report draws a curve and fills a table from it without being told.
+    ``<split>/<number>``, and ``<split>/<number>/mean``, ``/stderr`` (over prompts) and ``/count`` (of images) where the
+    metric gives one value for each image. The report draws a curve and fills a table from it without being told.
 
     Class attributes:
         name: the registry's name; messages call it so.

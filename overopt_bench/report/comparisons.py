@@ -1,0 +1,145 @@
+"""Pairs of algorithms on a proxy: how their golds differ, seed by seed, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+
+from overopt_bench.report import readings
+from overopt_bench.report.columns import SPLITS
+from overopt_bench.report.groups import Group
+from overopt_bench.report.load import Run
+from overopt_bench.report.readings import Reading
+from overopt_bench.report.statistics import Difference, difference, holm
+from overopt_bench.report.tables import gold_name
+from overopt_bench.report.wording import PROMPTS, name, shown, wins
+
+ENOUGH = 3  # seeds of each algorithm below which no verdict is given
+FALL, GAIN, KL, END, QUERIES = (
+    "fall from the peak", "at equal proxy gain", "at equal path KL", "at the end", "after equal queries"
+)  # fmt: skip
+QUESTIONS = (FALL, GAIN, KL, END, QUERIES)  # in the order in which they are answered
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two algorithms on a proxy, the one with the greater number first.
+
+    Attributes:
+        proxy: trained on.
+        gold: compared.
+        split: on whose images.
+        question: one of ``QUESTIONS``.
+        where: along the budget they are compared, in words.
+        more: name of the algorithm with more of the gold; of the greater fall, where falls are compared.
+        less: that of the other.
+        difference: more - less, over seeds.
+        p: that of the difference, after Holm's correction for the pairs of the same question, proxy, gold and split.
+        level: mean of the first.
+    """
+
+    proxy: str
+    gold: str
+    split: str
+    question: str
+    where: str
+    more: str
+    less: str
+    difference: Difference
+    p: float
+    level: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the difference is shown after Holm's correction."""
+        return shown(self.difference, self.p)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: an algorithm's name and its runs."""
+
+    name: str
+    runs: list[Run]
+
+
+def comparisons(group: Group) -> list[Comparison]:
+    """Compare each pair of trained algorithms on each proxy and gold, where both have enough seeds.
+
+    Algorithms of the group are asked every question; against the reference records only how much gold there is after as
+    many queries as both have spent.
+    """
+    found = []
+    for proxy in group.proxies():
+        for gold, question, split in product(group.golds(proxy), QUESTIONS, SPLITS):
+            family = [
+                one for a, b in _pairs(group, proxy, gold, question)
+                if (one := _compare(group, proxy, gold, split, question, a, b)) is not None
+            ]  # fmt: skip
+            corrected = holm([one.difference.p for one in family])
+            found += [replace(one, p=p) for one, p in zip(family, corrected, strict=True)]
+    return found
+
+
+def _pairs(group: Group, proxy: str, gold: str, question: str) -> Iterator[tuple[Side, Side]]:
+    own = [Side(name(label), group.of(proxy, label, gold)) for label in group.trained(proxy)]
+    if question != QUERIES:
+        yield from combinations(own, 2)
+    elif (reference := group.reference) is not None:
+        labels = reference.trained(proxy)
+        yield from product(own, [Side(f"{name(b)} (reference)", reference.of(proxy, b, gold)) for b in labels])
+
+
+def _compare(group: Group, proxy: str, gold: str, split: str, question: str, a: Side, b: Side) -> Comparison | None:
+    asked = _reading(group, proxy, gold, split, question, [*a.runs, *b.runs])
+    if asked is None:
+        return None
+    reading, where = asked
+    one, two = (readings.by_seed(side.runs, reading) for side in (a, b))
+    if min(len(one), len(two)) < ENOUGH:
+        return None
+    found = difference(one, two)
+    if found.value < 0:
+        a, b, one, found = b, a, two, difference(two, one)
+    return Comparison(
+        proxy, gold, split, question, where, a.name, b.name, found, found.p, float(np.mean([*one.values()]))
+    )
+
+
+def _reading(
+    group: Group, proxy: str, gold: str, split: str, question: str, runs: list[Run]
+) -> tuple[Reading, str] | None:
+    """What a question reads off each run, and where in words; None where the runs do not allow it."""
+    key = f"{split}/{gold}/mean"
+    if question == FALL:
+        return partial(readings.fall, split=split, gold=gold), question
+    if question == GAIN:
+        gain = readings.smallest(runs, partial(readings.proxy_gain, split=split))
+        where = f"at equal proxy gain ({gain:+.3f})" if gain is not None else ""
+        return (
+            None if gain is None else (partial(readings.gold_at_proxy_gain, split=split, gold=gold, gain=gain), where)
+        )
+    if question == KL:
+        kl = readings.smallest(runs, lambda run: run.last(f"{split}/path_kl/mean"))
+        where = f"at equal path KL ({kl:.3g} nats)" if kl is not None else ""
+        return None if kl is None else (partial(readings.gold_at_path_kl, split=split, gold=gold, kl=kl), where)
+    if question == END:
+        return lambda run: run.last(key), question
+    queries = group.shared_queries(proxy)
+    return lambda run: run.at(key, queries), f"after {queries:.0f} queries"
+
+
+def comparisons_table(group: Group, found: Sequence[Comparison]) -> pd.DataFrame:
+    """Tabulate the comparisons."""
+    return pd.DataFrame([
+        {"proxy": one.proxy, "gold": gold_name(group, one.gold), "prompts": PROMPTS[one.split], "what": one.where,
+         "more": one.more, "less": one.less, "pairs": one.difference.count, "difference": one.difference,
+         "more in": wins(one.difference), "p": f"{one.difference.p:.4f}", "p (Holm)": f"{one.p:.4f}",
+         "paired": "yes" if one.difference.paired else "no (Welch)", "shown": "yes" if one.shown else "no"}
+        for one in found
+    ])  # fmt: skip
