@@ -57,7 +57,7 @@ def test_two_labels_are_paired_by_seed(results: Path) -> None:
 def test_holm_is_over_the_table(results: Path) -> None:
     table = api.compare("ddpo", "tdpo_r")
     assert list(table["p (Holm)"]) == holm([*table["p"]])
-    assert row(table, "human (truth)", "at the end")["p (Holm)"] == 2 * 2 / 2**6  # of two gold rows; the proxy's p is 1
+    assert row(table, "human (truth)", "at the end")["p (Holm)"] == 3 * 2 / 2**6  # of three rows
 
 
 def test_only_common_seeds_are_compared(results: Path) -> None:

@@ -1,9 +1,14 @@
 """Statistics against closed forms, brute force, scipy and hand-worked cases.
 
-Each of these mistakes was made on purpose once, and a test failed:
+Each of these mistakes was made on purpose, and a test failed:
 
 * a wrong pairing (b moved on by one seed): test_pairs_are_of_equal_seeds_in_whatever_order_they_come;
 * a forgotten cluster (errors over images): test_errors_over_prompts_are_right_where_those_over_images_are_not;
+* the first seed for the mean (``ys[0]``): test_report_numbers.test_a_line_is_the_mean_over_seeds;
+* p without Holm's correction: test_report_numbers.test_p_is_corrected_for_the_pairs_of_one_question,
+  test_compare.test_holm_is_over_the_table;
+* lines and columns of the filmstrip's grid swapped: test_report_numbers.test_a_frame_is_cut_out_by_line_and_column;
+* the path KL of the other split: test_report_numbers.test_gold_at_equal_kl_is_read_at_the_kl_of_its_own_split.
 """
 
 from __future__ import annotations

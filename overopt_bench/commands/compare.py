@@ -109,7 +109,8 @@ def _heads(table: pd.DataFrame) -> list[str]:
 def _cells(row: Mapping[str, Any], heads: Sequence[str]) -> list[str]:
     known = row["low"] == row["low"]  # nan is unlike itself
     made = {
-        "prompts": str(row["prompts"]).removesuffix(" prompts"), "A": f"{row['A']:.4f}", "B": f"{row['B']:.4f}", "A - B": f"{row['difference']:+.4f}",
+        "prompts": str(row["prompts"]).removesuffix(" prompts"),
+        "A": f"{row['A']:.4f}", "B": f"{row['B']:.4f}", "A - B": f"{row['difference']:+.4f}",
         "95 % interval": f"{row['low']:.4f} to {row['high']:.4f}" if known else "-",
         "A above B": f"{row['wins']:g} of {row['of']} pairs" + ("" if row["paired"] else "*"),
         **{name: f"{row[name]:.4f}" if row[name] == row[name] else "-" for name in ("p", "p (Holm)")},

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from overopt_bench.errors import UserError
-from overopt_bench.evaluation.clusters import standard_error, units
 from overopt_bench.lazy import torch
 from overopt_bench.registry import is_foreign, metrics
 from overopt_bench.types import Evaluation, Metric, Number, Suite
@@ -53,6 +52,8 @@ def summary(key: str, values: Tensor, prompts: Sequence[str]) -> dict[str, float
         of the mean of the prompts' means, or with a single prompt that over its images, and 0 of a single image;
         ``/count``, the number of images.
     """
+    from overopt_bench.evaluation.clusters import standard_error, units  # numpy, which a refusal does not wait for
+
     each = units(values.double().cpu().numpy(), prompts)
     error = standard_error(each) if len(each) > 1 else 0.0
     return {f"{key}/mean": values.mean().item(), f"{key}/stderr": error, f"{key}/count": len(values)}

@@ -124,7 +124,7 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
         ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
         ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
         ("Metrics, held-out prompts", "metrics_heldout", METRICS_NOTE, metrics_table(group, "heldout")),
-        ("Gold against d = sqrt(path KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
+        ("Gold against d = sqrt(KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
     ):
         if len(table):
             write(table, out / "tables", name)
@@ -156,6 +156,8 @@ def _figures(group: Group, album: Album) -> Iterator[Job]:
     yield Job("Differences at equal seeds", "differences", None, partial(differences, group))
     yield Job("Gold against proxy", "gold_against_proxy", None, partial(curves.gold_against_proxy, group))
     yield Job("Proxy and gold against sqrt(KL)", "proxy_and_gold_against_kl", None, partial(curves.against_kl, group))
+    images = partial(curves.against_image_kl, group)
+    yield Job("Proxy and gold against sqrt(image KL)", "proxy_and_gold_against_image_kl", None, images)
     if cross := tables.cross_table(group):
         yield Job("Trained on, scored by", "cross_rewards", None, partial(figures.cross_rewards, group, cross))
     yield Job("Performance profiles", "performance_profiles", None, partial(figures.performance_profile, group))
@@ -164,8 +166,8 @@ def _figures(group: Group, album: Album) -> Iterator[Job]:
     for proxy in group.proxies():
         dormant = partial(figures.dormant, group, proxy)
         yield Job(f"Dormant critic neurons, trained on {proxy}", f"dormant_{proxy}", proxy, dormant)
-        images = partial(_stills, group, proxy, album)
-        yield Job(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", proxy, images)
+        pictures = partial(_stills, group, proxy, album)
+        yield Job(f"Start, peak and end, trained on {proxy}", f"stills_{proxy}", proxy, pictures)
 
 
 def _stills(group: Group, proxy: str, album: Album) -> Figure | None:

@@ -22,6 +22,7 @@ MEANS = "means over seeds at equal evaluations, without an interval"
 INTERVAL = "mean over seeds; band: its 95 % interval (Student t), none for 1 seed"
 SEEDS = "; faint lines: single seeds"
 THIN = "; thin lines, no band: reference records"
+IMAGE_KL = "train/sqrt_image_kl"
 FAINT = 24  # single seeds in a panel beyond which their lines hide each other and are left out
 
 
@@ -107,6 +108,17 @@ def against_kl(group: Group) -> Figure:
     """The picture of Gao et al.: proxy and gold against the distance from the base model."""
     title = "Proxy and gold against distance from the base model"
     return _figure(group, title, lambda proxy: ("train/sqrt_kl", "sqrt(path KL), sqrt(nats)"))
+
+
+def against_image_kl(group: Group) -> Figure | None:
+    """The same for methods that select: against the KL of the images that they keep, which is no chain's.
+
+    None where no run recorded it.
+    """
+    if not any(len(run.curve(IMAGE_KL)[0]) > 1 for run in group.runs):
+        return None
+    title = "Proxy and gold against the KL of the kept images"
+    return _figure(group, title, lambda proxy: (IMAGE_KL, "sqrt(image KL), sqrt(nats)"))
 
 
 def _figure(group: Group, title: str, x: Callable[[str], tuple[str, str]], *, golds_only: bool = False) -> Figure:
