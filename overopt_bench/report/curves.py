@@ -81,7 +81,8 @@ def _count(counts: Counts, name: str, runs: list[Run]) -> None:
 
 def _faint(group: Group, own: Mapping[str, list[Run]]) -> bool:
     """Whether single seeds are drawn: not where they are very many, nor where thin lines are the reference's."""
-    return group.reference is None and sum(map(len, own.values())) <= FAINT
+    many = sum(len(runs) for runs in own.values() if runs[0].role != "stays")
+    return group.reference is None and many <= FAINT
 
 
 def _note(group: Group, axes: np.ndarray) -> str:
