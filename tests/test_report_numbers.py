@@ -60,24 +60,25 @@ def test_a_line_is_the_mean_over_seeds(tmp_path: Path) -> None:
 
 
 def test_gold_at_equal_kl_is_read_at_the_kl_of_its_own_split(tmp_path: Path) -> None:
-    """KL 0, 1, 4, 9, 16 on training prompts; 0, 1, 4, 9, 16 times 4 or times 1 on held-out ones.
+    """KL 0, 1, 4, 9, 16 on training prompts, where both end; on held-out ones four times that, and twice.
 
-    There tdpo_r ends at 16 nats, which ddpo passes after its second point: gold 0.7 at both on training prompts' KL.
+    There tdpo_r ends at 32 nats, and ddpo, at 0, 4, 16, 36 and 64, passes these after four fifths of the way from its
+    third point (gold 0.7) to its fourth (0.6): at 0.62.
     """
     for seed in range(3):
         held_out_too(write_run(tmp_path, "ddpo", seed=seed, noise=0), kl=4, gold=0)
-        held_out_too(write_run(tmp_path, "tdpo_r", seed=seed, noise=0), kl=1, gold=0)
+        held_out_too(write_run(tmp_path, "tdpo_r", seed=seed, noise=0), kl=2, gold=0)
     group = one_group(tmp_path)
+    quirk = float(np.mean([run.curve("train/human/mean")[1][0] - 0.5 for run in group.of("aesthetic", "ddpo")]))
     train, held_out = (summary_table(group, split).set_index("algorithm") for split in ("train", "heldout"))
-    start = {seed: run.curve("train/human/mean")[1][0] - 0.5 for seed, run in enumerate(group.of("aesthetic", "ddpo"))}
-    quirk = float(np.mean([*start.values()]))
-    assert train.loc["ddpo", "gold at matched KL"].value == pytest.approx(0.5 + quirk)  # the end
-    assert held_out.loc["ddpo", "gold at matched KL"].value == pytest.approx(0.7 + quirk)  # 4 x 4 = 16
+    assert train.loc["ddpo", "gold at matched KL"].value == pytest.approx(0.5 + quirk)
+    assert held_out.loc["ddpo", "gold at matched KL"].value == pytest.approx(0.62 + quirk)
     found = {(one.split, one.question): one for one in comparisons(group)}
-    assert found["train", KL].difference.value == pytest.approx(0.3)  # 0.8 against 0.5, both at their ends
-    assert found["heldout", KL].difference.value == pytest.approx(0.1)  # 0.8 against 0.7
-    assert found["heldout", KL].where == found["train", KL].where == "at equal path KL (16 nats)"
-    assert found["heldout", GAIN].difference.value == pytest.approx(0.3)
+    assert found["train", KL].difference.value == pytest.approx(0.8 - 0.5)
+    assert found["heldout", KL].difference.value == pytest.approx(0.8 - 0.62)
+    assert found["train", KL].where == "at equal path KL (16 nats)"
+    assert found["heldout", KL].where == "at equal path KL (32 nats)"
+    assert found["heldout", GAIN].difference.value == pytest.approx(0.8 - 0.5)
 
 
 def test_findings_and_comparisons_add_held_out_prompts(tmp_path: Path) -> None:
