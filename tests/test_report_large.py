@@ -86,8 +86,8 @@ def test_few_sentences_say_what_matters_and_tables_have_the_rest(many: Path) -> 
     assert "With fewer than six pairs" in few.text
     assert [verdict.proxy for verdict in said] == ["aesthetic", "aesthetic", "pickscore", "pickscore"]
     best = "tdpo_r [t0]"
-    assert f"{best} has the highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].text
-    assert not said[0].shown and "Of all 60 comparisons, 0 are shown and 20 have an interval" in said[0].text
+    assert f"{best} is highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].text
+    assert not said[0].shown and "Of 60 comparisons 0 are shown, 20 have an interval" in said[0].text
     assert said[1].text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
     sentences = [finding.text for finding in findings(group, happened)]
     assert len(sentences) == 2 and sentences[0].endswith(f"overoptimized in 3 of 3); not shown for {best}.")

@@ -51,7 +51,8 @@ REFERENCE_NOTE = (
 PAIRS_NOTE = (
     "Every pair of algorithms on a proxy with three seeds or more. Differences are of runs of equal seeds, which share prompts,"
     " noise and the initial adapter: mean, 95 % t interval, and the p of all sign flips; Welch's interval and p where fewer than"
-    " two seeds are common. Holm: corrected for all pairs of the same proxy, gold, prompts and question. Shown: corrected p at"
+    " two seeds are common. Equal proxy gain and equal path KL are the most that every run of both reached, and gold is read where"
+    " each first gets there. Holm: corrected for all pairs of the same proxy, gold, prompts and question. Shown: corrected p at"
     " most .05. With fewer than six pairs nothing below p = .05 is possible, since the smallest p of n pairs is 2/2^n."
 )
 AGGREGATE_NOTE = (

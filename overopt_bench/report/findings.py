@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -16,7 +16,7 @@ from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.statistics import Difference, Estimate, against_zero, holm
 from overopt_bench.report.tables import gold_name
-from overopt_bench.report.wording import PROMPTS, grounds, interval, name, p_text, seeds, shown, why_not, wins
+from overopt_bench.report.wording import PROMPTS, grounds, interval, name, seeds, shown, why_not, wins
 
 NOTHING = "no overoptimization shown within this budget"
 BELOW = "; the peak is read on other images than it was located on, so it can lie below the end"
@@ -126,7 +126,7 @@ def findings(group: Group, found: Sequence[Outcome]) -> list[Finding]:
         held_out = {one.label: one for one in same if one.split != "train"}
         role = group.role(gold)
         few = [_finding(one, held_out.get(one.label), role) for one in train]
-        texts = few if len(train) <= FEW else [_summary(train, role)]
+        texts = few if len(train) <= FEW else [_summary(train, held_out, role)]
         sentences += [Finding(text, reference) for text in texts]
     return sentences
 
@@ -158,21 +158,26 @@ def _fell(one: Outcome) -> str:
     what = grounds(one.fall, one.p, "seed")
     if shown(one.fall, one.p) and one.fall.value > 0:
         return f"fell by {one.fall.value:.3f} from its peak ({what})"
-    text = f"was not shown to fall from its peak (by {one.fall.value:.3f}, {what}"
-    return f"{text}{why_not(one.fall, 'seed') if one.fall.value > 0 else ''})"
+    if one.fall.clear and one.fall.value > 0:
+        return f"ended {one.fall.value:.3f} below its peak ({what}{why_not(one.fall, 'seed')})"
+    return f"was not shown to fall from its peak (by {one.fall.value:.3f}, {what})"
 
 
-def _summary(same: Sequence[Outcome], role: str) -> str:
+def _summary(same: Sequence[Outcome], held_out: Mapping[str, Outcome], role: str) -> str:
     """What happened to a gold on a proxy, algorithm by algorithm, in one sentence."""
-    lost = [
-        f"{name(one.label)} (by {one.fall.value:.3f}, {interval(one.fall)}, {wins(one.fall, 'seed')}"
-        f" fell, {p_text(one.p)}; overoptimized in {one.lost} of {len(one.runs)})"
-        for one in same if one.lost
-    ]  # fmt: skip
+    lost = [f"{name(one.label)} ({_loss(one, held_out.get(one.label))})" for one in same if one.lost]
     kept = [name(one.label) for one in same if not one.lost]
     text = f"Trained on {same[0].proxy}, the {role} {same[0].gold} was overoptimized by {len(lost)} of {len(same)} algorithms"
     text += f": {', '.join(lost)}" if lost else ""
     return text + (f"; not shown for {', '.join(kept)}." if kept else ".")
+
+
+def _loss(one: Outcome, held_out: Outcome | None) -> str:
+    """How far the gold of an overoptimized algorithm fell."""
+    text = f"by {one.fall.value:.3f}, {grounds(one.fall, one.p, 'seed')}"
+    if held_out is not None:
+        text += f"; held-out prompts by {held_out.fall.value:.3f}, {grounds(held_out.fall, held_out.p, 'seed')}"
+    return f"{text}; overoptimized in {one.lost} of {len(one.runs)}"
 
 
 def _count(count: int, of: int, yes: str, no: str) -> str:
@@ -194,31 +199,36 @@ def outcomes_table(group: Group, found: Sequence[Outcome]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def stopping(group: Group, found: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """Say where a user should stop, a sentence for each proxy and gold; beside it the proxy."""
+def stopping(group: Group, found: Sequence[Outcome]) -> list[tuple[str, str, bool]]:
+    """Say where a user should stop, a sentence for each proxy and gold: the proxy, the sentence, whether anything fell."""
+    own = [one for one in found if not one.reference]
+    held_out = {(one.proxy, one.gold, one.label): one for one in own if one.split != "train"}
     together: dict[tuple[str, str], list[Outcome]] = {}
-    for one in found:
-        if one.split == "train" and not one.reference:
+    for one in own:
+        if one.split == "train":
             together.setdefault((one.proxy, one.gold), []).append(one)
-    held_out = {(one.proxy, one.gold, one.label): one for one in found if one.split != "train" and not one.reference}
     sentences = []
     for (proxy, gold), same in together.items():
+        role = group.role(gold)
         parts = [_stop(one, held_out.get((proxy, gold, one.label))) for one in same if one.fell_at_all]
-        never = [name(one.label) for one in same if not one.fell_at_all]
-        text = f"Where to stop on {proxy} by the {group.role(gold)} {gold}: {'; '.join(parts)}" if parts else ""
-        if never:
-            text += "; " if parts else f"Where to stop on {proxy} by the {group.role(gold)} {gold}: "
-            text += f"no earlier than the budget's end with {', '.join(never)}, whose {group.role(gold)} was not seen to fall"
-        sentences.append((proxy, f"{text}."))
+        fell = len(parts) > 0
+        if never := [name(one.label) for one in same if not one.fell_at_all]:
+            parts.append(f"no earlier than the budget's end with {', '.join(never)}, whose {role} was not seen to fall")
+        sentences.append((proxy, f"Where to stop on {proxy} by the {role} {gold}: {'; '.join(parts)}.", fell))
     return sentences
 
 
 def _stop(one: Outcome, held_out: Outcome | None) -> str:
-    text = (
-        f"{name(one.label)} after {one.queries.value:.0f} queries ({interval(one.queries, 0)}, {seeds(len(one.runs))})"
-    )
+    text = f"{name(one.label)} {_after(one)[:-1]}, {seeds(len(one.runs))})"
     if one.proxy_then is not None:
         text += f", where the proxy says {one.proxy_then.value:.3f} and at the end {one.proxy_ends[1]:.3f}"
-    if held_out is not None:
-        text += f" (held-out prompts: after {held_out.queries.value:.0f}, {interval(held_out.queries, 0)})"
-    return text
+    return text if held_out is None else f"{text}; on held-out prompts {_after(held_out)}"
+
+
+def _after(one: Outcome) -> str:
+    """The queries at the peak, with the part of their interval that a run can spend."""
+    low, high, last = one.queries.low, one.queries.high, float(one.runs[0].evaluations.queries[-1])
+    possible = replace(
+        one.queries, low=None if low is None else max(low, 0), high=None if high is None else min(high, last)
+    )
+    return f"after {one.queries.value:.0f} queries ({interval(possible, 0)})"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from overopt_bench.report.columns import SPLITS
 from overopt_bench.report.comparisons import ENOUGH, FALL, QUESTIONS, Comparison
 from overopt_bench.report.findings import Outcome, stopping
 from overopt_bench.report.groups import Group
@@ -45,7 +47,7 @@ def verdicts(group: Group, found: Sequence[Comparison], happened: Sequence[Outco
             if of == proxy:
                 called = f"{group.role(gold)} ({gold})"
                 sentences += [_leaders(same, called)] if many else _each(same, called, happened)
-        sentences += [Verdict(proxy, text, False) for of, text in stops if of == proxy]
+        sentences += [Verdict(proxy, text, fell) for of, text, fell in stops if of == proxy]
     return sentences
 
 
@@ -98,21 +100,25 @@ def _sentence(one: Comparison, gold: str, held_out: Comparison | None) -> Verdic
 
 
 def _leaders(same: Sequence[Comparison], gold: str) -> Verdict:
-    """On a proxy and gold, what was shown of each question, in one sentence."""
-    train = [one for one in same if one.split == "train"]
-    clauses = [
-        _leader([one for one in train if one.question == question])
-        for question in QUESTIONS if any(one.difference.clear for one in train if one.question == question)
-    ]  # fmt: skip
-    count, clear = (sum(chosen) for chosen in zip(*((one.shown, one.difference.clear) for one in train), strict=True))
-    said = "; ".join(clauses) if clauses else "no interval of a difference between algorithms leaves zero out"
-    rest = f"Of all {len(train)} comparisons, {count} are shown and {clear} have an interval that leaves zero out: see the table."
-    return Verdict(same[0].proxy, f"On {same[0].proxy}, {gold}: {said}. {rest}", count > 0)
+    """On a proxy and gold, what was shown of each question, in one sentence for each split."""
+    parts, any_shown = [], False
+    for split in SPLITS:
+        own = [one for one in same if one.split == split]
+        questions = [[one for one in own if one.question == question] for question in QUESTIONS]
+        clauses = [_leader(asked) for asked in questions if any(one.difference.clear for one in asked)]
+        count, clear = (sum(marks) for marks in ([o.shown for o in own], [o.difference.clear for o in own]))
+        if own:
+            said = "; ".join(clauses) if clauses else "no interval of a difference between algorithms leaves zero out"
+            rest = f"Of {len(own)} comparisons {count} are shown, {clear} have an interval that leaves zero out."
+            parts.append(f"{'On held-out prompts ' if split != 'train' else ''}{said}. {rest}")
+        any_shown |= count > 0
+    return Verdict(same[0].proxy, f"On {same[0].proxy}, {gold}: {' '.join(parts)} The table has all.", any_shown)
 
 
 def _leader(same: Sequence[Comparison]) -> str:
     """Who is first by one question, against whom that was shown, and from whom an interval alone tells it apart."""
-    first = max(same, key=lambda one: one.level).more
+    ahead = Counter(one.more for one in same)  # equal gains and KLs are those of each pair, so levels alone do not tell
+    first = max(same, key=lambda one: (ahead[one.more], one.level)).more
     own = [one for one in same if one.more == first]
     beaten = [one.less for one in own if one.shown]
     apart = [one.less for one in own if one.difference.clear and not one.shown]
@@ -122,5 +128,5 @@ def _leader(same: Sequence[Comparison]) -> str:
             ("shown against", beaten), ("by the interval alone against", apart), ("no difference was shown from", alike),
         ) if names
     ]  # fmt: skip
-    says = "falls most" if same[0].question == FALL else f"has the highest {same[0].question}"
+    says = "falls most" if same[0].question == FALL else f"is highest {same[0].question}"
     return f"{first} {says} ({', '.join(said)})"
