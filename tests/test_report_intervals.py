@@ -157,3 +157,12 @@ def test_without_a_second_algorithm_or_common_seeds_there_are_no_differences(tmp
         exact(tmp_path / "apart", "tdpo_r", seed + 2, 0.5 + 0.1 * STEPS)
     assert differences(one_group(tmp_path / "alone")) is None
     assert differences(one_group(tmp_path / "apart")) is None
+
+
+def test_who_has_no_line_is_not_in_the_legend(tmp_path: Path) -> None:
+    """Selection has no path KL, and a policy that stays as it is would be one point of that plane."""
+    for algo in ("ddpo", "best_of_n", "base"):
+        exact(tmp_path, algo, 0, 0.5 + 0.1 * STEPS)
+    group = one_group(tmp_path)
+    assert said(curves.against_kl(group))[1] == ["ddpo (1 seed)"]
+    assert said(curves.proxy_and_gold(group))[1] == ["base", "best_of_n (1 seed)", "ddpo (1 seed)"]

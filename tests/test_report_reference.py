@@ -85,9 +85,13 @@ def test_a_larger_budget_is_drawn_whole_and_compared_where_both_have_numbers(che
     newcomer(checkout, budget=800, points=(0, 200, 400, 600, 800))
     group, notes = beside(checkout)
     assert notes == [] and group.shared_queries("aesthetic") == 400
-    panel = next(ax for ax in curves.proxy_and_gold(group).axes if ax.get_ylabel() == "gold: imagereward")
+    figure = curves.proxy_and_gold(group)
+    panel = next(ax for ax in figure.axes if ax.get_ylabel() == "gold: imagereward")
     ends = {line.get_label(): line.get_xdata()[-1] for line in panel.get_lines()}
     assert ends == {"ddpo, reference (3 seeds)": 400, "tdpo_r, reference (3 seeds)": 400, "tdpo_r (1 seed)": 800}
+    assert not panel.collections  # one seed has no interval, and the reference's are not drawn
+    note = " ".join(figure.legends[0].get_title().get_text().split())
+    assert note == "means over seeds at equal evaluations, without an interval; thin lines, no band: reference records"
     rows = reference_table(group).set_index(["gold", "algorithm"])
     assert rows.loc[("imagereward", "tdpo_r"), "gold there"].value == pytest.approx(2, abs=0.1)
     assert rows.loc[("imagereward", "tdpo_r, reference"), "gold there"].value == pytest.approx(4, abs=0.1)

@@ -18,10 +18,10 @@ from overopt_bench.report.load import Run
 from overopt_bench.report.measured import Measured
 from overopt_bench.report.statistics import Array, interval_of_mean
 
-MEANS = "means over seeds at equal evaluations"
+MEANS = "means over seeds at equal evaluations, without an interval"
 INTERVAL = "mean over seeds; band: its 95 % interval (Student t), none for 1 seed"
 SEEDS = "; faint lines: single seeds"
-THIN = "; thin lines: reference records"
+THIN = "; thin lines, no band: reference records"
 IMAGE_KL = "train/sqrt_image_kl"
 FAINT = 24  # single seeds in a panel beyond which their lines hide each other and are left out
 
@@ -52,21 +52,20 @@ def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, counts: Counts, *
     for label, runs in _drawn(group.reference, proxy, x, y).items() if group.reference else ():
         xs, ys = seed_curves(runs, x, y)
         name = legend_label(f"{label}, reference")
-        counts.setdefault(name, set()).add(len(runs))
+        _count(counts, name, runs)
         ax.plot(xs.mean(0), ys.mean(0), kind, color=group.style(label).colour, linewidth=0.9, alpha=0.8, label=name)
     own = _drawn(group, proxy, x, y)
     intervals = []
     for label, runs in own.items():
         xs, ys = seed_curves(runs, x, y)
         colour, marker = group.style(label)
-        stays, name = runs[0].role == "stays", legend_label(label)
-        if not stays:  # every evaluation of a policy that stays as it is gives the same
-            counts.setdefault(name, set()).add(len(runs))
+        name = legend_label(label)
+        _count(counts, name, runs)
         ax.plot(
             xs.mean(0), ys.mean(0), kind, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name,
             markevery=max(1, xs.shape[1] // 6),
         )  # fmt: skip
-        if x == "queries" and len(runs) > 1 and not stays:
+        if x == "queries" and len(runs) > 1 and runs[0].role != "stays":
             intervals.append((xs.mean(0), *interval_of_mean(ys)[1:], colour))
             if _faint(group, own):
                 single = np.stack([xs, ys], -1)
@@ -74,15 +73,23 @@ def _lines(ax: Axes, group: Group, proxy: str, x: str, y: str, counts: Counts, *
     bands(ax, intervals)
 
 
+def _count(counts: Counts, name: str, runs: list[Run]) -> None:
+    """Note how many seeds a line is of; a policy that stays as it is has none, its evaluations are all the same."""
+    if runs[0].role != "stays":
+        counts.setdefault(name, set()).add(len(runs))
+
+
 def _faint(group: Group, own: Mapping[str, list[Run]]) -> bool:
     """Whether single seeds are drawn: not where they are very many, nor where thin lines are the reference's."""
-    return group.reference is None and sum(map(len, own.values())) <= FAINT
+    many = sum(len(runs) for runs in own.values() if runs[0].role != "stays")
+    return group.reference is None and many <= FAINT
 
 
-def _note(group: Group, axes: np.ndarray, along_budget: bool) -> str:
+def _note(group: Group, axes: np.ndarray) -> str:
     """What the lines and bands of a figure are."""
-    faint = any(isinstance(artist, LineCollection) for ax in axes.flat for artist in ax.collections)
-    return (INTERVAL if along_budget else MEANS) + (SEEDS if faint else "") + (THIN if group.reference else "")
+    drawn = {type(artist) for ax in axes.flat for artist in ax.collections}
+    faint, interval = LineCollection in drawn, bool(drawn - {LineCollection})
+    return (INTERVAL if interval else MEANS) + (SEEDS if faint else "") + (THIN if group.reference else "")
 
 
 def proxy_and_gold(group: Group) -> Figure:
@@ -139,7 +146,7 @@ def _figure(group: Group, title: str, x: Callable[[str], tuple[str, str]], *, go
             else:
                 _lines(ax, group, proxy, key, f"train/{gold}/mean", counts, dashed=True)
         label_x(own, axis_label, len(columns))
-    legend(figure, axes, _note(group, axes, key == "queries"), counts)
+    legend(figure, axes, _note(group, axes), counts)
     return figure
 
 
@@ -154,5 +161,5 @@ def metric(group: Group, shown: Measured) -> Figure:
             ax.set_ylabel("\n".join([*heading, *filter(None, [number.unit]), *direction]), fontsize=8)
             _lines(ax, group, proxy, "queries", key, counts)
         label_x(own, "reward queries", len(columns))
-    legend(figure, axes, _note(group, axes, along_budget=True), counts)
+    legend(figure, axes, _note(group, axes), counts)
     return figure

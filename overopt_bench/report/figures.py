@@ -9,7 +9,7 @@ from overopt_bench.report.aggregates import moves, profile, repeated, where
 from overopt_bench.report.columns import THRESHOLDS
 from overopt_bench.report.filmstrip import Still
 from overopt_bench.report.groups import Group
-from overopt_bench.report.layout import ACROSS, Counts, legend, legend_label, panels
+from overopt_bench.report.layout import ACROSS, Counts, counted, legend, legend_label, panels
 from overopt_bench.report.statistics import Array
 
 PROFILE_NOTE = "runs: every seed on every proxy; band: 95 % interval of a bootstrap over seeds within each proxy"
@@ -56,10 +56,12 @@ def cross_rewards(group: Group, changes: dict[str, tuple[list[str], list[str], A
     limit = max([float(np.nanmax(np.abs(values))) for _, _, values in changes.values()] + [0.1])
     rows, columns = (max(len(v[axis]) for v in changes.values()) for axis in (0, 1))
     across = min(2, len(changes))
+    seeds = {len(group.of(proxy, label)) for label, (trained, _, _) in changes.items() for proxy in trained}
     figure, axes = panels(
         -(-len(changes) // across),
         across,
-        f"Trained on (rows), scored by (columns) — {group.title}\nend minus start, in standard deviations of the base model's images",
+        f"Trained on (rows), scored by (columns) — {group.title}\nend minus start, in standard deviations of the base model's"
+        f" images; mean over {counted(seeds, 'seed')}",
         0.55 * columns + 1.2,
         0.4 * rows + 1.2,
     )
