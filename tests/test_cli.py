@@ -191,7 +191,19 @@ def test_sd14_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_every_command_is_a_function_with_the_same_arguments(train: FakeTrain) -> None:
     names = [command.__name__ for command in cli.COMMANDS]
-    assert names == ["run", "report", "compare", "list", "sweep", "eval", "sample", "score", "ceiling", "bench", "doctor"]
+    assert names == [
+        "run",
+        "report",
+        "compare",
+        "list",
+        "sweep",
+        "eval",
+        "sample",
+        "score",
+        "ceiling",
+        "bench",
+        "doctor",
+    ]
     folder = api.run(algo="climb", proxy="darkness", suite="tiny", seed=2, out=Path("o"))
     assert folder == Path("o/tiny/darkness/climb/seed2")
     assert all("device" in inspect.signature(f).parameters for f in (api.run, api.sweep, api.sample, api.bench))
