@@ -148,8 +148,8 @@ def score(arguments: Arguments) -> Any:
 def ceiling(arguments: Arguments) -> Ceiling:
     """Say how much of the returns a temporal critic could explain, by denoising step.
 
-    Of images of the base model, on prompts that the critics were not fitted on; nothing is trained on the proxy. Returns
-    a ``commands.ceiling.Ceiling``.
+    Of images of the base model, on chains and on prompts that the critics were not fitted on; nothing is trained on the
+    proxy. Returns a ``commands.ceiling.Ceiling``.
     """
     from overopt_bench.commands.ceiling import ask, check
     from overopt_bench.commands.settings import choose_suite, make_runtime

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt_bench.diffusion.policy import DiffusionPolicy
-    from overopt_bench.evaluation.explaining import Explained
+    from overopt_bench.evaluation.explaining import Explained, HeldOut, Share
     from overopt_bench.types import Reward, Suite
 
 EACH = 16  # images of a prompt, as many as make its mean and deviation known
-FOLDS = 5  # of prompts; each needs one, and a prompt two images, for its returns to differ
-NOTHING = 0.01  # a share of the variance that is not told from chance
-COLUMNS = 10  # steps in the table, at most
+FOLDS = 5  # of chains or prompts; each needs a prompt, and a prompt two images, for its returns to differ
+COLUMNS = 8  # steps in the table, at most
+
+
+HELD_OUT: dict[HeldOut, str] = {"chains": "held-out chains of known prompts", "prompts": "held-out prompts"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Ceiling:
         seed: of prompts, noise and critics.
         num_steps: T.
         trained_steps: how many steps, from the noisiest on, are trained on.
-        rows: by proxy, a row for each kind of critic.
+        rows: by proxy, a row for each kind of critic and of held-out data.
     """
 
     suite: str
@@ -59,34 +61,39 @@ class Ceiling:
     rows: dict[str, tuple[Explained, ...]]
 
     def table(self) -> pd.DataFrame:
-        """One row a proxy and critic, one column a number."""
+        """One row a proxy, critic and kind of held-out data, one column a number."""
         import pandas as pd
 
         return pd.DataFrame([
-            {"proxy": proxy, "critic": row.critic, "inputs": row.inputs, "pooled": row.pooled, "trained": row.trained,
-             **{f"step {k}": value for k, value in enumerate(row.steps)}}
+            {"proxy": proxy, "critic": row.critic, "inputs": row.inputs, "held_out": row.held_out, **{
+                f"{name}{suffix}": number
+                for name, share in (
+                    ("pooled", row.pooled), ("trained", row.trained), *((f"step {k}", s) for k, s in enumerate(row.steps))
+                )
+                for suffix, number in (("", share.value), (" error", share.error))
+            }}
             for proxy, found in self.rows.items() for row in found
         ])  # fmt: skip
 
     def sentences(self) -> Iterator[str]:
-        """Say in words what the numbers of each proxy mean."""
+        """Say in words what the numbers of each proxy mean, of critics that are chosen before the numbers are known."""
+        yield (
+            "Errors are standard errors over prompts. A critic finds nothing at a step where its share is not two of them"
+            " above zero; there may still be as much as the error allows, or what another critic would find."
+        )
         for proxy, found in self.rows.items():
-            own = next(row for row in found if (row.critic, row.inputs) == ("linear", "features"))
-            best = {
-                kind: max((r for r in found if r.critic == kind), key=lambda r: r.pooled) for kind in ("linear", "mlp")
-            }
-            highest = [max(row.steps[k] for row in found) for k in range(self.num_steps)]
-            empty = [str(k) for k, value in enumerate(highest) if value < NOTHING]
-            line = best["linear"]
-            top = max(range(self.num_steps), key=lambda k: line.steps[k])
-            yield (
-                f"{proxy}: of the variance of returns on unseen prompts a linear critic of the features alone explains"
-                f" {own.pooled:.1%} over all steps and {own.trained:.1%} over those trained on"
-                f" (0 to {self.trained_steps - 1}). The best linear critic ({line.inputs}) explains {line.pooled:.1%},"
-                f" the most at step {top}: {line.steps[top]:.1%}; the best perceptron ({best['mlp'].inputs})"
-                f" {best['mlp'].pooled:.1%}. "
-                + (f"Nothing is there to learn at step {', '.join(empty)}." if empty else "Every step has something.")
-            )
+            rows = {(row.critic, row.inputs, row.held_out): row for row in found}
+            for held_out, where in HELD_OUT.items():
+                bar = rows["linear", "features", held_out]
+                each = rows["linear", "features, a model a step", held_out]
+                mlp = rows["mlp", "features, step, prompt", held_out]
+                yield (
+                    f"{proxy}, {where}: of the variance of returns a linear critic of the features alone explains"
+                    f" {percent(bar.pooled)} over all steps and {percent(bar.trained)} over those trained on"
+                    f" (0 to {self.trained_steps - 1}). A linear model of each step explains {percent(each.pooled)} over all"
+                    f" steps and {nothing(each)}; the perceptron that is told step and prompt {percent(mlp.pooled)}"
+                    f" and {nothing(mlp)}."
+                )
 
     def show(self) -> None:
         """Print the table and the sentences."""
@@ -95,15 +102,16 @@ class Ceiling:
 
         shown = range(0, self.num_steps, -(-self.num_steps // COLUMNS))
         table = Table(title=f"explained variance of returns, {self.images} images of {self.prompts} prompts")
-        for name in ("proxy", "critic", "inputs"):
+        for name in ("proxy", "critic", "inputs", "held out"):
             table.add_column(name)
         for name in ("pooled", f"mean of 0-{self.trained_steps - 1}", *(f"step {k}" for k in shown)):
             table.add_column(name, justify="right")
         for proxy, found in self.rows.items():
             for row in found:
                 values = (row.pooled, row.trained, *(row.steps[k] for k in shown))
-                table.add_row(proxy, row.critic, row.inputs, *(f"{value:.3f}" for value in values))
-        Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file has no width
+                shares = (f"{share.value:.3f} ±{share.error:.3f}" for share in values)
+                table.add_row(proxy, row.critic, row.inputs, row.held_out, *shares)
+        Console(width=None if sys.stdout.isatty() else 220).print(table)  # a file has no width
         print(*self.sentences(), sep="\n")
 
     def write(self, path: Path) -> None:
@@ -120,6 +128,21 @@ class Ceiling:
                     temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write --out {path}: {error.strerror or error}") from None
+
+
+def percent(share: Share) -> str:
+    """Write a share with its error."""
+    return f"{share.value:.1%} ± {share.error:.1%}"
+
+
+def nothing(row: Explained) -> str:
+    """Say at which steps a critic finds nothing."""
+    empty = [str(k) for k, share in enumerate(row.steps) if not share.found]
+    if len(empty) == len(row.steps):
+        return "finds nothing at any step"
+    if not empty:
+        return "finds something at every step"
+    return f"finds nothing at {'step' if len(empty) == 1 else 'steps'} {', '.join(empty)}"
 
 
 def check(asked: Questions, suite: Suite) -> list[str]:
@@ -189,8 +212,8 @@ def ask(asked: Questions, suite: Suite, proxies: Sequence[str], runtime: Runtime
     trained = max(1, policy.num_steps - skipped)
     rows = {
         name: tuple(explain(
-            drawn.features[name].double().numpy(), values.double().numpy(), groups.numpy(), drawn.embeddings.double().numpy(),
-            trained_steps=trained, seed=asked.seed % 2**32,
+            drawn.features[name].numpy(), values.double().numpy(), groups.numpy(), drawn.embeddings.numpy(),
+            trained_steps=trained, folds=FOLDS, seed=asked.seed % 2**32,
         ))
         for name, values in returns.items()
     }  # fmt: skip
