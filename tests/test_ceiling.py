@@ -11,7 +11,8 @@ import torch
 
 from overopt_bench import cli
 from overopt_bench.algorithms.ppo import PerPromptStats
-from overopt_bench.commands.ceiling import skipped_steps, within_prompts
+from overopt_bench.commands.ceiling import Ceiling, skipped_steps, within_prompts
+from overopt_bench.evaluation.explaining import Critic, Explained, HeldOut, Inputs, Share
 from overopt_bench.registry import get_suite
 
 SMALL = [
@@ -46,15 +47,41 @@ def test_numbers_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["images"], found["prompts"], found["num_steps"], found["trained_steps"]) == (20, 5, 2, 1)
-    assert [*found["rows"]] == ["aesthetic", "pickscore"] and all(len(rows) == 7 for rows in found["rows"].values())
+    assert [*found["rows"]] == ["aesthetic", "pickscore"] and all(len(rows) == 10 for rows in found["rows"].values())
     for row in found["rows"]["aesthetic"]:
-        assert len(row["steps"]) == 2 and row["trained"] == row["steps"][0] and row["pooled"] <= 1
-        assert f"{row['pooled']:.3f}" in said
-    assert "aesthetic: of the variance of returns" in said
+        assert len(row["steps"]) == 2 and row["trained"] == row["steps"][0] and row["pooled"]["value"] <= 1
+        assert f"{row['pooled']['value']:.3f} ±{row['pooled']['error']:.3f}" in said
+    assert [row["held_out"] for row in found["rows"]["aesthetic"]] == ["chains"] * 5 + ["prompts"] * 5
     assert cli.main([*SMALL, "--proxy", "aesthetic", "--out", str(tmp_path / "a.csv")]) == 0
     table = pd.read_csv(tmp_path / "a.csv")
-    assert table["pooled"].tolist() == pytest.approx([row["pooled"] for row in found["rows"]["aesthetic"]])
+    for column, kind in (("pooled", "value"), ("pooled error", "error")):
+        assert table[column].tolist() == pytest.approx([row["pooled"][kind] for row in found["rows"]["aesthetic"]])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+def test_sentences_say_no_more_than_the_errors_allow() -> None:
+    """Of a step below two standard errors that nothing is found there; of each kind of held-out data in its own words."""
+    clear, faint = Share(0.05, 0.01), Share(0.05, 0.04)
+    kinds: list[tuple[Critic, Inputs, tuple[Share, ...]]] = [
+        ("linear", "features", (faint, faint, faint)),
+        ("linear", "features, a model a step", (faint, clear, faint)),
+        ("mlp", "features, step, prompt", (clear, clear, clear)),
+    ]
+    places: tuple[HeldOut, ...] = ("chains", "prompts")
+    rows = tuple(
+        Explained(critic, inputs, held_out, faint, clear, steps if held_out == "chains" else (faint, faint, faint))
+        for held_out in places
+        for critic, inputs, steps in kinds
+    )
+    _, chains, prompts = Ceiling("mini", "train", 5, 80, 0, 3, 2, {"truth": rows}).sentences()
+    assert chains.startswith("truth, held-out chains of known prompts: ") and prompts.startswith(
+        "truth, held-out prompts: "
+    )
+    assert "explains 5.0% ± 4.0% over all steps and 5.0% ± 1.0% over those trained on (0 to 1)" in chains
+    assert "and finds nothing at steps 0, 2; the perceptron" in chains and chains.endswith(
+        "finds something at every step."
+    )
+    assert prompts.count("finds nothing at any step") == 2
 
 
 FLAT = """

@@ -36,6 +36,7 @@ Block = Callable[[int], NDArray[np.float32]]  # a step's number to what is seen 
 
 PENALTIES = np.logspace(0, 6, 7)  # of standardised inputs; with the last one next to nothing is explained
 CONSTANT = 1e-6  # an input that varies less than this share of the one that varies most is none
+ROUNDING = 1e-6  # where a critic gives the mean alone, share and error are both next to 0
 HIDDEN = (64,)
 MLP_PENALTY = 1e-3
 EPOCHS, PATIENCE = 200, 10  # passes over the data at most, and without an improvement
@@ -55,8 +56,8 @@ class Share:
 
     @property
     def found(self) -> bool:
-        """Whether it is more than two standard errors above zero."""
-        return self.value > 2 * self.error
+        """Whether it is more than two standard errors above zero, and more than rounding."""
+        return self.value > max(2 * self.error, ROUNDING)
 
 
 @dataclass(frozen=True)
