@@ -111,12 +111,12 @@ def test_the_steps_of_a_chain_stay_together() -> None:
 
 
 def test_what_is_not_linear_is_found_by_the_perceptron_alone() -> None:
-    half = noise(N // 2, 1, 2).repeat(2, 1)
+    half = noise(N // 2, 1, 2).repeat(6, 1)
     features = np.concatenate([half, -half])  # so that no line fits the square, by chance either
     returns = features[:, 0, 0] ** 2 + 0.3 * noise(N, seed=1)
     parts = PARTS["chains"]
-    assert explained(returns, mlp_values(seen(features), range(2), returns, parts, seed=0)).min() > 0.3
-    assert explained(returns, linear_values(seen(features), range(2), returns, parts)).max() < 0.03
+    assert explained(returns, mlp_values(seen(features), range(6), returns, parts, seed=0)).min() > 0.3
+    assert explained(returns, linear_values(seen(features), range(6), returns, parts)).max() < 0.03
 
 
 def test_of_noise_next_to_nothing_is_explained_and_twice_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
