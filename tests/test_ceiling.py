@@ -41,6 +41,7 @@ def test_the_suites_settings_say_which_steps_are_trained() -> None:
     assert skipped_steps(get_suite("mini")) == 2
 
 
+@pytest.mark.slow
 def test_numbers_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two proxies, from the same chains; the file of one ending holds what the other does."""
     assert cli.main([*SMALL, "--proxy", "aesthetic,pickscore", "--out", str(tmp_path / "a.json")]) == 0

@@ -41,7 +41,8 @@ def seen(features: Numbers) -> Block:
 
 def explained(returns: Numbers, values: Numbers) -> Numbers:
     """Each step's share, ``[T]``."""
-    return 1 - np.var(returns[:, None] - values, 0) / np.var(returns)
+    found: Numbers = 1 - np.var(returns[:, None] - values, 0) / np.var(returns)
+    return found
 
 
 def test_each_chain_is_in_one_part_and_each_prompt_too_where_prompts_are_held_out() -> None:
