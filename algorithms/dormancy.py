@@ -134,7 +134,6 @@ class Dormancy:
         """Return which units of each hidden layer are dormant now, ``[H_l]`` bool."""
         return [dormant_mask(layer, threshold) for layer in self.activations()]
 
-    @torch.no_grad()
     def explained(self) -> dict[str, Any]:
         """Return what the critic as it is now, without dropout, explains of the returns of the epoch that ended last.
 
@@ -146,7 +145,8 @@ class Dormancy:
         if self._epoch is None:
             raise RuntimeError("what a critic explains is measured from the end of the first epoch on")
         features, returns = self._epoch
-        values = self.critic.eval()(features)
+        with torch.no_grad():
+            values = self.critic.eval()(features)
         return {
             "explained_variance": explained_variance(returns, values),
             "explained_variance_by_step": explained_by_step(returns, values),

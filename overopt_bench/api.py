@@ -15,7 +15,7 @@ from overopt_bench.commands.command import Arguments, command
 from overopt_bench.compute.runtime import Runtime
 
 if TYPE_CHECKING:
-    from overopt_bench.commands.ceiling import Ceiling
+    from overopt_bench.evaluation.ceiling import Ceiling
 
 
 @command(requests.RunRequest)

@@ -11,7 +11,8 @@ import torch
 
 from overopt_bench import cli
 from overopt_bench.algorithms.ppo import PerPromptStats
-from overopt_bench.commands.ceiling import Ceiling, skipped_steps, within_prompts
+from overopt_bench.commands.ceiling import skipped_steps, within_prompts
+from overopt_bench.evaluation.ceiling import Ceiling
 from overopt_bench.evaluation.explaining import Critic, Explained, HeldOut, Inputs, Share
 from overopt_bench.registry import get_suite
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from overopt_bench import cli, registry
 from overopt_bench.commands.list import describe
 from overopt_bench.evaluation.measuring import load_metrics, measure, probe_foreign_metrics
+from overopt_bench.evaluation.metrics import diversity
 from overopt_bench.registry import get_suite, register_metric
 from overopt_bench.report import curves, layout
 from overopt_bench.report.groups import group_runs
@@ -218,3 +219,10 @@ def test_list_says_what_metrics_there_are() -> None:
         "      diversity                  Diversity within a prompt; mean pairwise CLIP cosine distance; higher is better"
         in said
     )
+
+
+def test_diversity_by_hand() -> None:
+    features = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [-1, 0]])
+    # prompt a: one pair at distance 1; prompt b: distances 0, 2, 2
+    assert diversity(features, ["a", "a", "b", "b", "b"]) == pytest.approx((1 + 4 / 3) / 2)
+    assert diversity(features[:2], ["a", "b"]) is None

@@ -23,7 +23,6 @@ from overopt_bench.config import resolve
 from overopt_bench.diffusion.policy import DiffusionPolicy
 from overopt_bench.errors import RunError, Stopped, UserError
 from overopt_bench.evaluation.evaluator import Evaluator
-from overopt_bench.evaluation.metrics import diversity
 from overopt_bench.evaluation.splits import image_noise
 from overopt_bench.recording.sessions import read_sessions
 from overopt_bench.registry import algorithms, rewards
@@ -273,22 +272,14 @@ def test_evaluation_noise_depends_on_its_arguments_alone() -> None:
         assert not torch.equal(a, image_noise(*other, (2, 3)))
 
 
-def test_diversity_by_hand() -> None:
-    features = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [-1, 0]])
-    # prompt a: one pair at distance 1; prompt b: distances 0, 2, 2
-    assert diversity(features, ["a", "a", "b", "b", "b"]) == pytest.approx((1 + 4 / 3) / 2)
-    assert diversity(features[:2], ["a", "b"]) is None
-
-
 def test_rounding_that_fills_the_clip_range_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clip range far below float32's error; not every processor rounds batches of other sizes otherwise, so it is added."""
-    unrounded = DiffusionPolicy.transition
+    clean = DiffusionPolicy.transition
 
     def rounded(*args: Any, **options: Any) -> Transition:
-        transition = unrounded(*args, **options)
-        return replace(transition, mean=transition.mean * (1 + 2**-22))
+        return replace(clean(*args, **options), mean=clean(*args, **options).mean * (1 + 2**-22))
 
     monkeypatch.setattr(DiffusionPolicy, "transition", rounded)
     params = {"samples_per_epoch": 16, "clip_range": 1e-12}
