@@ -26,7 +26,7 @@ for rate in low middle high; do
     overopt-bench sweep --algo tdpo "${common[@]}" --set "lr=$tdpo" --tag "$rate"
 done
 
-# 3. the other three of TDPO's six: its critic, by its explained variance
-overopt-bench sweep --algo tdpo "${common[@]}" --set critic_updates=1 --tag critic-once
-overopt-bench sweep --algo tdpo "${common[@]}" --set critic_lr=3e-4 --tag critic-slow
-overopt-bench sweep --algo tdpo "${common[@]}" --set critic_lr=3e-3 --tag critic-fast
+# 3. the other three of TDPO's six, for its critic, beside the one of its highest learning rate
+overopt-bench sweep --algo tdpo "${common[@]}" --set lr=1e-3 --set critic_updates=1 --tag critic-once
+overopt-bench sweep --algo tdpo "${common[@]}" --set lr=1e-3 --set critic_lr=3e-4 --tag critic-slow
+overopt-bench sweep --algo tdpo "${common[@]}" --set lr=1e-3 --set critic_lr=3e-3 --tag critic-fast
