@@ -9,7 +9,7 @@ import pytest
 
 from overopt_bench.errors import RunError, UserError
 from overopt_bench.report import shared_out
-from overopt_bench.report.shared_out import each
+from overopt_bench.report.shared_out import beside, each
 
 
 @pytest.fixture(params=[1, 3])
@@ -23,6 +23,21 @@ def test_results_are_in_the_order_of_the_things(cores: int) -> None:
     found = each(lambda number: (number**2 + offset, os.getpid()), list(range(20)), "squares")
     assert [square for square, _ in found] == [number**2 + 7 for number in range(20)]
     assert (os.getpid() in {process for _, process in found}) == (cores == 1)
+
+
+def test_something_else_is_done_in_this_process(cores: int) -> None:
+    kept = object()  # what no pickle could give back as itself
+    found, (process, same) = beside(lambda: (os.getpid(), kept), lambda number: -number, range(9), "things")
+    assert found == [-number for number in range(9)]
+    assert process == os.getpid() and same is kept
+
+
+def test_an_error_beside_the_things_comes_through(cores: int) -> None:
+    def fail() -> None:
+        raise UserError("this process cannot")
+
+    with pytest.raises(UserError, match=r"^this process cannot$"):
+        beside(fail, lambda number: number, range(9), "things")
 
 
 def test_few_things_are_done_here() -> None:

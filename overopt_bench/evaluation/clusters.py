@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,11 +27,18 @@ def numbered(prompts: Sequence[str]) -> NDArray[np.intp]:
 
 def prompt_means(values: ArrayLike, prompts: Sequence[str]) -> Array:
     """Average within each prompt: of values ``[..., images]``, the means ``[..., prompts]`` in order of appearance."""
+    means: Array = np.asarray(values, float) @ _shares(tuple(prompts))
+    return means
+
+
+@lru_cache(maxsize=256)
+def _shares(prompts: tuple[str, ...]) -> Array:
+    """How much each image counts in the mean of each prompt: ``[images, prompts]``. Runs of one suite have the same."""
     which = numbered(prompts)
     members = np.zeros((len(which), int(which.max()) + 1))
     members[np.arange(len(which)), which] = 1
-    means: Array = np.asarray(values, float) @ (members / members.sum(0))
-    return means
+    shares: Array = members / members.sum(0)
+    return shares
 
 
 def units(values: ArrayLike, prompts: Sequence[str]) -> Array:

@@ -26,7 +26,7 @@ from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.measured import measured, metrics_table
 from overopt_bench.report.reference import reference_runs, with_reference
-from overopt_bench.report.shared_out import each
+from overopt_bench.report.shared_out import beside
 from overopt_bench.report.verdicts import verdicts
 
 TABLE_NOTE = (
@@ -111,8 +111,14 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
 def _group(group: Group, out: Path) -> dict[str, Any]:
     album = Album()
     with drawing():
-        jobs = list(_figures(group, album))
-        made = each(partial(_draw, folder=out / "figures"), jobs, f"figures of {group.title}")
+        drawing_of = partial(_draw, folder=out / "figures")
+        jobs, title = list(_figures(group, album)), f"figures of {group.title}"
+        made, context = beside(partial(_numbers, group, out, album), drawing_of, jobs, title)
+    return context([one for one in made if one is not None])
+
+
+def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn]], dict[str, Any]]:
+    """Everything of a group but its figures: writes the tables; what is given makes the page's part of the figures."""
     happened, compared = outcomes(group), comparisons(group)
     shown = []
     for title, name, note, table in (
@@ -130,9 +136,8 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
         if len(table):
             write(table, out / "tables", name)
             shown.append(page.table_context(title, note, table))
-    drawn = [one for one in made if one is not None]
-    said, strips = verdicts(group, compared, happened), filmstrips(group, album)
-    return page.group_context(group, findings(group, happened), said, drawn, shown, strips)
+    found, said, strips = findings(group, happened), verdicts(group, compared, happened), filmstrips(group, album)
+    return lambda drawn: page.group_context(group, found, said, drawn, shown, strips)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
+from overopt_bench.report import readings
 from overopt_bench.report.cells import Cell
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
@@ -22,7 +25,7 @@ from overopt_bench.report.tables import gold_name
 
 RESAMPLES = 2_000
 LIMITS = (2.5, 97.5)  # percentiles of the resamples
-Strata = Sequence[Array]  # of each proxy, the values of its runs
+Strata = Sequence[NDArray[Any]]  # of each proxy, the values of its runs
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,32 @@ class Moves:
     """What the seeds of an algorithm on a proxy did to a gold, in deviations of the base model's images.
 
     Attributes:
-        seeds: of the runs.
+        runs: one of each seed.
+        gold: which.
+        split: on whose images.
+        spread: deviation of the gold over the base model's images ``[runs]``.
         change: of the gold from start to end ``[runs]``.
-        fall: of the gold from its cross-fitted peak to the end ``[runs]``.
     """
 
-    seeds: list[int]
+    runs: list[Run]
+    gold: str
+    split: str
+    spread: Array
     change: Array
-    fall: Array
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each run."""
+        return [int(run.config["seed"]) for run in self.runs]
+
+    @property
+    def fall(self) -> Array:
+        """Fall of the gold from its cross-fitted peak to the end ``[runs]``; a figure of changes needs no peaks."""
+        falls = [readings.fall(run, self.split, self.gold) for run in self.runs]
+        return np.array(falls, float) / self.spread
 
 
-def resampled(strata: Strata) -> list[Array]:
+def resampled(strata: Strata) -> list[NDArray[Any]]:
     """Draw runs with replacement within each proxy: ``[2000, runs]`` for each, always the same ones."""
     generator = np.random.default_rng(0)
     return [generator.choice(values, (RESAMPLES, len(values))) for values in strata]
@@ -67,10 +85,19 @@ def improvement(strata: Strata) -> Estimate:
 
 
 def profile(strata: Strata, taus: Array) -> tuple[Array, Array, Array]:
-    """Share of all runs above each tau ``[taus]``, with the limits of its bootstrap interval."""
-    runs, drawn = np.concatenate(strata), np.concatenate(resampled(strata), 1)
-    low, high = np.transpose([np.percentile((drawn > tau).mean(1), LIMITS) for tau in taus])
-    return np.array([(runs > tau).mean() for tau in taus]), low, high
+    """Share of all runs above each tau ``[taus]``, with the limits of its bootstrap interval; no number is above none."""
+    runs = np.concatenate(strata)
+    runs = np.where(np.isnan(runs), -np.inf, runs)
+    values, places = np.unique(runs, return_inverse=True)  # between two of the values no share changes
+    drawn = np.concatenate(resampled(np.split(places, np.cumsum([len(own) for own in strata])[:-1])), 1)
+    cells = np.arange(RESAMPLES)[:, None] * len(values) + drawn
+    counts = np.bincount(cells.ravel(), minlength=RESAMPLES * len(values)).reshape(RESAMPLES, -1)
+    above = np.pad(counts[:, ::-1].cumsum(1)[:, ::-1], ((0, 0), (0, 1))) / len(
+        runs
+    )  # at each value or above, then none
+    low, high = np.percentile(above, LIMITS, axis=0)
+    first = np.searchsorted(values, taus, side="right")  # of the values, the first above each tau
+    return np.mean(runs[:, None] > taus, 0), low[first], high[first]
 
 
 def _estimate(value: float, drawn: Array, strata: Strata) -> Estimate:
@@ -106,12 +133,12 @@ def moves(group: Group, gold: str, split: str = "train") -> dict[str, dict[str, 
 
 def _moves(runs: Sequence[Run], gold: str, split: str) -> Moves:
     known = [
-        (int(run.config["seed"]), (scores[-1].mean() - scores[0].mean()) / spread, peak.drop.mean / spread)
-        for run in runs
-        if (scores := run.scores(split, gold)) is not None and (peak := run.peak(split, gold)) is not None
-        and (spread := scores[0].std()) > 0
+        (run, scores, spread) for run in runs
+        if (scores := run.scores(split, gold)) is not None and (spread := scores[0].std()) > 0
     ]  # fmt: skip
-    return Moves([seed for seed, *_ in known], np.array([one[1] for one in known]), np.array([one[2] for one in known]))
+    spreads = np.array([spread for *_, spread in known])
+    change = np.array([(scores[-1].mean() - scores[0].mean()) / spread for _, scores, spread in known])
+    return Moves([run for run, *_ in known], gold, split, spreads, change)
 
 
 def where(group: Group) -> str:

@@ -24,6 +24,7 @@ FALL, GAIN, KL, END, QUERIES = (
     "fall from the peak", "at equal proxy gain", "at equal path KL", "at the end", "after equal queries"
 )  # fmt: skip
 QUESTIONS = (FALL, GAIN, KL, END, QUERIES)  # in the order in which they are answered
+Known = dict[tuple[str, float | None], dict[int, float]]  # by a side's name and where it is read, a number by seed
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ def comparisons(group: Group) -> list[Comparison]:
     found = []
     for proxy in group.proxies():
         for gold, question, split in product(group.golds(proxy), QUESTIONS, SPLITS):
+            known: Known = {}
             family = [
                 one for a, b in _pairs(group, proxy, gold, question)
-                if (one := _compare(group, proxy, gold, split, question, a, b)) is not None
+                if (one := _compare(group, proxy, gold, split, question, a, b, known)) is not None
             ]  # fmt: skip
             corrected = holm([one.difference.p for one in family])
             found += [replace(one, p=p) for one, p in zip(family, corrected, strict=True)]
@@ -95,12 +97,17 @@ def _pairs(group: Group, proxy: str, gold: str, question: str) -> Iterator[tuple
         yield from product(own, [Side(f"{name(b)} (reference)", reference.of(proxy, b, gold)) for b in labels])
 
 
-def _compare(group: Group, proxy: str, gold: str, split: str, question: str, a: Side, b: Side) -> Comparison | None:
+def _compare(
+    group: Group, proxy: str, gold: str, split: str, question: str, a: Side, b: Side, known: Known
+) -> Comparison | None:
     asked = _reading(group, proxy, gold, split, question, [*a.runs, *b.runs])
     if asked is None:
         return None
-    reading, where = asked
-    one, two = (readings.by_seed(side.runs, reading) for side in (a, b))
+    reading, where, target = asked
+    for side in (a, b):
+        if (side.name, target) not in known:
+            known[side.name, target] = readings.by_seed(side.runs, reading)
+    one, two = known[a.name, target], known[b.name, target]
     if min(len(one), len(two)) < ENOUGH:
         return None
     found = difference(one, two)
@@ -113,25 +120,27 @@ def _compare(group: Group, proxy: str, gold: str, split: str, question: str, a: 
 
 def _reading(
     group: Group, proxy: str, gold: str, split: str, question: str, runs: list[Run]
-) -> tuple[Reading, str] | None:
-    """What a question reads off each run, and where in words; None where the runs do not allow it."""
+) -> tuple[Reading, str, float | None] | None:
+    """What a question reads off each run, where in words and at which number; None where the runs do not allow it."""
     key = f"{split}/{gold}/mean"
     if question == FALL:
-        return partial(readings.fall, split=split, gold=gold), question
+        return partial(readings.fall, split=split, gold=gold), question, None
     if question == GAIN:
         gain = readings.smallest(runs, partial(readings.proxy_gain, split=split))
-        where = f"at equal proxy gain ({gain:+.3f})" if gain is not None else ""
-        return (
-            None if gain is None else (partial(readings.gold_at_proxy_gain, split=split, gold=gold, gain=gain), where)
-        )
+        if gain is None:
+            return None
+        there = partial(readings.gold_at_proxy_gain, split=split, gold=gold, gain=gain)
+        return there, f"at equal proxy gain ({gain:+.3f})", gain
     if question == KL:
         kl = readings.smallest(runs, lambda run: run.last(f"{split}/path_kl/mean"))
-        where = f"at equal path KL ({kl:.3g} nats)" if kl is not None else ""
-        return None if kl is None else (partial(readings.gold_at_path_kl, split=split, gold=gold, kl=kl), where)
+        if kl is None:
+            return None
+        there = partial(readings.gold_at_path_kl, split=split, gold=gold, kl=kl)
+        return there, f"at equal path KL ({kl:.3g} nats)", kl
     if question == END:
-        return lambda run: run.last(key), question
+        return lambda run: run.last(key), question, None
     queries = group.shared_queries(proxy)
-    return lambda run: run.at(key, queries), f"after {queries:.0f} queries"
+    return lambda run: run.at(key, queries), f"after {queries:.0f} queries", None
 
 
 def comparisons_table(group: Group, found: Sequence[Comparison]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -17,6 +18,7 @@ LATEX = {
 LONGEST_NAME = 100  # characters; file systems take 255 bytes
 
 
+@lru_cache(maxsize=4096)  # a table has few words, many times
 def markdown_text(text: str) -> str:
     """Text as a Markdown table shows it literally: one line, no cell border, no markup, no HTML."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -24,6 +26,7 @@ def markdown_text(text: str) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore within a word is no markup
 
 
+@lru_cache(maxsize=4096)
 def latex_text(text: str) -> str:
     """Text as LaTeX sets it literally; brackets and stars are grouped, since a row's end takes them for its options."""
     return "".join(LATEX.get(character, character) for character in " ".join(text.split()))

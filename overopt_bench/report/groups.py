@@ -64,7 +64,8 @@ class Group:
 
     def trained(self, proxy: str | None = None) -> list[str]:
         """List the algorithms that train, on one proxy or on any, in the order of ``labels``."""
-        runs = {run.label: run for run in self.runs if run.role == "trains" and proxy in (None, run.proxy)}
+        cells = [own for of, own in self._cells.items() if proxy in (None, of)]
+        runs = {label: runs[0] for own in cells for label, runs in own.items() if runs[0].role == "trains"}
         return [run.label for run in sorted(runs.values(), key=_order)]
 
     def appearing(self) -> dict[str, bool]:

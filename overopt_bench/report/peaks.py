@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from overopt_bench.evaluation.clusters import Array, numbered, prompt_means, standard_error, units
 
@@ -70,6 +72,13 @@ def halves(prompts: Sequence[str]) -> Array:
     return half
 
 
+@lru_cache(maxsize=64)
+def _locating(prompts: tuple[str, ...]) -> list[tuple[NDArray[np.bool_], tuple[str, ...]]]:
+    """Of each half, which images it has ``[images]`` and their prompts. Runs of one suite have the same."""
+    chosen = [halves(prompts) == half for half in (0, 1)]
+    return [(own, tuple(np.array(prompts, object)[own])) for own in chosen]
+
+
 def cross_fitted_peak(scores: Array, prompts: Sequence[str]) -> Peak:
     """The peak of mean scores ``[points, images]`` without calling the maximum of noise a peak.
 
@@ -82,12 +91,9 @@ def cross_fitted_peak(scores: Array, prompts: Sequence[str]) -> Peak:
         scores: a score for each evaluation and image ``[points, images]``, always of the same prompts and noise.
         prompts: of each image.
     """
-    half = halves(prompts)
     read = np.empty(scores.shape[1])
     points = []
-    for locating in (0, 1):
-        chosen = half == locating
-        own = [prompt for prompt, is_chosen in zip(prompts, chosen, strict=True) if is_chosen]
+    for chosen, own in _locating(tuple(prompts)):
         means = prompt_means(scores[:, chosen], own).mean(1) if own else np.zeros(len(scores))
         top = int(np.where(np.isfinite(means), means, -np.inf).argmax())
         points.append(top)
@@ -100,6 +106,6 @@ def cross_fitted_peak(scores: Array, prompts: Sequence[str]) -> Peak:
 
 def read_at(points: tuple[int, int], scores: Array, prompts: Sequence[str]) -> float:
     """Read other scores ``[points, images]`` at a cross-fitted peak: each half where the other half located it."""
-    half = halves(prompts)
-    read = np.where(half == 1, scores[points[0]], scores[points[1]])
+    (_, _), (second, _) = _locating(tuple(prompts))
+    read = np.where(second, scores[points[0]], scores[points[1]])
     return float(units(read, prompts).mean())

@@ -16,37 +16,48 @@ from overopt_bench.report.progress import track
 
 T = TypeVar("T")
 R = TypeVar("R")
+H = TypeVar("H")
 
 _inherited: list[tuple[Callable[[Any], Any], Sequence[Any]]] = []  # in a worker: what it does, and to what
 
 
 def each(do: Callable[[T], R], things: Sequence[T], description: str, least: int = 1) -> list[R]:
-    """Do something to each thing, on as many cores as there are.
+    """Do something to each thing, on as many cores as there are; see ``beside``."""
+    results, _ = beside(lambda: None, do, things, description, least)
+    return results
+
+
+def beside(
+    here: Callable[[], H], do: Callable[[T], R], things: Sequence[T], description: str, least: int = 1
+) -> tuple[list[R], H]:
+    """Do something to each thing, on as many cores as there are, and something else in this process meanwhile.
 
     The workers are forks, so only numbers of things and results pass between processes. Elsewhere than on Linux, where
     a process may not be safe to fork, and where there is little to do, it is done here.
 
     Args:
+        here: what to do in this process, which has the memory that workers lose: its result can be anything.
         do: what to do; its result must be picklable.
         things: what it is done to.
         description: of the bar on a terminal.
         least: things below which a worker is not worth its start.
 
     Returns:
-        The results, in the order of the things.
+        The results, in the order of the things, and what ``here`` gave.
 
     Raises:
         RunError: where a worker was killed. Any error of ``do`` comes through as it is.
     """
     workers = min(cores(), len(things) // least) if platform.system() == "Linux" else 1
     if workers < 2:
-        return list(track(map(do, things), description, len(things)))
+        return list(track(map(do, things), description, len(things))), here()
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(do, things)) as pool:
         # All are forked at the first, before the bar has a thread.
         results = [pool.submit(_one, k) for k in range(len(things))]
         try:
-            return [result.result() for result in track(results, description, len(things))]
+            found = here()
+            return [result.result() for result in track(results, description, len(things))], found
         except BrokenProcessPool:
             raise RunError(
                 f"a process was killed while it worked on {description}, mostly for want of memory; free some, or report"

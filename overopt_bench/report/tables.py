@@ -55,7 +55,8 @@ def _row(runs: list[Run], proxy: str, gold: str, split: str, gain: float | None,
     key = f"{split}/{gold}/mean"
 
     def seeds(reading: Reading) -> Estimate | None:
-        return estimate(runs, reading) if all(reading(run) is not None for run in runs) else None
+        read = {run: reading(run) for run in runs}
+        return estimate(runs, read.get) if None not in read.values() else None
 
     queries, seconds = (
         seeds(reading)
