@@ -55,7 +55,10 @@ def test_records_from_when_it_was_one_keep_their_hash_and_can_be_run_again() -> 
         names |= record["config"]["params"].keys()
         assert RunConfig(**record["config"]).config_hash() == record["config_hash"]
         again = resolve(read_config_file(file))
-        assert again.config_hash() == record["config_hash"] and not again.params.keys() & {"micro_batch", "checkpoint"}
+        assert not again.params.keys() & {"micro_batch", "checkpoint"}
+        # an algorithm may have more parameters today, which the record does not name and its hash does not cover
+        known = {k: v for k, v in again.params.items() if k in record["config"]["params"]}
+        assert again.model_copy(update={"params": known}).config_hash() == record["config_hash"]
     assert names >= {"micro_batch", "checkpoint"}
 
 

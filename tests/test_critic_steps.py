@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 from toy_policy import Spy, ToyPolicy, context
 
+from overopt_bench.algorithms import tdpo
 from overopt_bench.algorithms.tdpo import TDPO
 from overopt_bench.algorithms.tdpo_r import TDPOR
 from overopt_bench.compute.moments import explained_by_step, explained_variance
@@ -23,9 +25,14 @@ def build(cls: type[TDPO] = TDPO, *, steps: int = 3, **params: Any) -> Any:
     return cls(context(ToyPolicy(steps=steps)), cls.Params(**{**SMALL, **params}))
 
 
-def test_further_critic_steps_are_on_other_transitions_of_the_epoch() -> None:
+def seen_as(monkeypatch: pytest.MonkeyPatch, features: Tensor) -> None:
+    """Let the critic see these features ``[N, T, D]``, whatever was sampled."""
+    monkeypatch.setattr(tdpo, "latent_features", lambda *_: (features,))
+
+
+def test_further_critic_steps_are_on_other_transitions_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm = build(critic_updates=4)
-    algorithm.encode = lambda latents: torch.arange(72.0).view(12, 3, 2) / 72  # no two alike
+    seen_as(monkeypatch, torch.arange(72.0).view(12, 3, 2) / 72)  # no two alike
     policy, critic = Spy(algorithm.updater, "step"), Spy(algorithm, "update_critic")
     epoch = Spy(algorithm.dormancy, "end_of_epoch")
     algorithm.step()
@@ -54,13 +61,13 @@ def test_a_critic_step_more_changes_no_update_of_the_policy_in_its_epoch() -> No
         assert torch.equal(once.ctx.generators[name].get_state(), often.ctx.generators[name].get_state())
 
 
-def test_more_critic_steps_explain_more() -> None:
+def test_more_critic_steps_explain_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of returns that are features themselves. Most values reach the clip, and the weights that they share go on."""
     answer, explained, stopped = torch.linspace(-1, 1, 12), [], []
+    seen_as(monkeypatch, answer.view(12, 1, 1).expand(12, 3, 2))
     for updates, clip in ((1, 100.0), (100, 100.0), (100, 0.2)):
         algorithm = build(critic_updates=updates, critic_lr=2e-3, critic_dropout=False, value_clip=clip)
         algorithm.per_prompt_stats.update = lambda prompts, rewards: answer
-        algorithm.encode = lambda latents: answer.view(12, 1, 1).expand(12, 3, 2)
         stopped.append(algorithm.step()["critic/clipfrac"])
         explained.append(algorithm.critic_events()[-1]["explained_variance"])
     assert explained[0] < 0.4 and min(explained[1:]) > 0.95
