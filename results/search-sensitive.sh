@@ -30,3 +30,7 @@ done
 overopt-bench sweep --algo tdpo "${common[@]}" --set lr=1e-3 --set critic_updates=1 --tag critic-once
 overopt-bench sweep --algo tdpo "${common[@]}" --set lr=1e-3 --set critic_lr=3e-4 --tag critic-slow
 overopt-bench sweep --algo tdpo "${common[@]}" --set lr=1e-3 --set critic_lr=3e-3 --tag critic-fast
+
+# 4. what was taken, for a whole default budget: does the critic still explain something, and does it come back after a reset
+overopt-bench sweep --preset mini-sensitive --algo tdpo,tdpo_r --proxy imagereward --seeds 100 --train-split tuning \
+    --suite mini --budget 4096 --eval-points 3 --tag regime --out results/search
