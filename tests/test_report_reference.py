@@ -149,7 +149,7 @@ def test_other_parameters_than_the_references_are_named(checkout: Path) -> None:
     newcomer(checkout, params={"lr": 0.5})
     group, _ = beside(checkout)
     assert reference.other_parameters(group) == [
-        "tdpo_r has other parameters than its reference: lr (0.5 here, 0.0001 there)."
+        "tdpo_r has other parameters than its reference: lr (0.5 here, None there)."
     ]
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from overopt_bench.errors import UserError
-from overopt_bench.registry import algorithms
 from overopt_bench.report.groups import Group, differences_in_words, group_runs
 from overopt_bench.report.load import Run, find_runs
 
@@ -89,14 +87,8 @@ def other_parameters(group: Group) -> list[str]:
     found = {}
     for run in group.runs:
         for other in group.reference.of(run.proxy, run.label) if group.reference else ():
-            differences = differences_in_words(_parameters(run), _parameters(other))
+            here, there = (dict(one.config.get("params", {})) for one in (run, other))
+            differences = differences_in_words(here, there)
             if differences:
                 found[run.label] = f"{run.label} has other parameters than its reference: {'; '.join(differences)}."
     return list(found.values())
-
-
-def _parameters(run: Run) -> dict[str, Any]:
-    """What a run took for each parameter: one that is younger than its record had the effect of today's default."""
-    known = algorithms.classes().get((None, run.algo))
-    defaults = known.Params.model_construct().model_dump(mode="json") if known is not None else {}
-    return {**defaults, **run.config.get("params", {})}
