@@ -151,9 +151,8 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{file_name(name)}.png"
     figure.set_dpi(140)
-    write_png: Callable[[Path], None] = FigureCanvasAgg(
-        figure
-    ).print_png  # savefig draws twice, with a layout each time
+    # not savefig, which draws twice, with a layout each time
+    write_png: Callable[[Path], None] = FigureCanvasAgg(figure).print_png
     write_png(path)
     figure.set_layout_engine("none")
     write_pdf: Callable[[Path], None] = FigureCanvasPdf(figure).print_pdf
