@@ -19,6 +19,7 @@ from overopt_bench.report.comparisons import comparisons
 from overopt_bench.report.findings import outcomes, outcomes_table
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
+from overopt_bench.report.sensitivity import sensitivities
 from overopt_bench.report.statistics import Estimate
 from overopt_bench.report.tables import overoptimization_table, summary_table
 from overopt_bench.report.verdicts import Verdict, verdicts
@@ -129,7 +130,7 @@ def test_the_fall_is_tabled_with_its_p_and_where_to_stop(results: Path) -> None:
 
 
 def said(group: Group) -> list[Verdict]:
-    return verdicts(group, comparisons(group), outcomes(group))
+    return verdicts(group, comparisons(group), outcomes(group), sensitivities(group))
 
 
 def test_verdicts_answer_in_order_with_number_interval_pairs_and_p(results: Path) -> None:
@@ -137,7 +138,7 @@ def test_verdicts_answer_in_order_with_number_interval_pairs_and_p(results: Path
         for algo in ("ddpo", "tdpo_r"):
             write_run(results, algo, seed=seed)
     (group,) = group_runs(find_runs([results]))
-    fall, gain, kl, end, stop = said(group)
+    fall, gain, kl, end, able, stop = said(group)
     assert (
         "the truth (human) of DDPO fell by 0.20" in fall.text and "more than that of TDPO-R (95 % interval" in fall.text
     )
@@ -145,6 +146,7 @@ def test_verdicts_answer_in_order_with_number_interval_pairs_and_p(results: Path
     assert "at equal path KL (16 nats)" in kl.text
     assert "more of the truth (human) than DDPO at the end (95 % interval 0.300 to 0.300" in end.text
     assert all("6 of 6 pairs, p = 0.031 (Holm)" in one.text and one.shown for one in (fall, gain, kl, end))
+    assert able.text.startswith("On aesthetic one comparison of human at the end shows, four times in five,")
     assert stop.text.startswith(
         "Where to stop on aesthetic by the truth human: DDPO after 200 queries (95 % interval 200 to 200,"
     )

@@ -14,6 +14,7 @@ from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
+from overopt_bench.report.sensitivity import sensitivities
 from overopt_bench.report.tables import overoptimization_table, scaling_table, summary_table
 from overopt_bench.report.verdicts import verdicts
 
@@ -53,7 +54,11 @@ def test_an_asked_gold_has_its_rows(asked: Group) -> None:
 
 
 def test_an_asked_gold_has_its_verdict(asked: Group) -> None:
-    texts = [one.text for one in verdicts(asked, comparisons(asked), outcomes(asked)) if " at the end was" in one.text]
+    texts = [
+        one.text
+        for one in verdicts(asked, comparisons(asked), outcomes(asked), sensitivities(asked))
+        if " at the end was" in one.text
+    ]
     (gold,), (truth,) = ([text for text in texts if word in text] for word in ("gold (imagereward)", "truth (human)"))
     assert "between DDPO and TDPO-R (+0.60" in gold and "between TDPO-R and DDPO (+0.30" in truth
 

@@ -18,6 +18,7 @@ from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
+from overopt_bench.report.sensitivity import sensitivities
 from overopt_bench.report.verdicts import verdicts
 
 TAGS = [f"t{k}" for k in range(6)]
@@ -82,13 +83,14 @@ def test_few_sentences_say_what_matters_and_tables_have_the_rest(many: Path) -> 
     group = one_group(many)
     compared, happened = comparisons(group), outcomes(group)
     assert len(compared) == 2 * 4 * 15 and len(happened) == 2 * 6  # four questions, fifteen pairs
-    few, *said = verdicts(group, compared, happened)
+    few, *said = verdicts(group, compared, happened, sensitivities(group))
     assert "With fewer than six pairs" in few.text
-    assert [verdict.proxy for verdict in said] == ["aesthetic", "aesthetic", "pickscore", "pickscore"]
+    assert [verdict.proxy for verdict in said] == ["aesthetic"] * 3 + ["pickscore"] * 3
     best = "tdpo_r [t0]"
     assert f"{best} is highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].text
     assert not said[0].shown and "Of 60 comparisons 0 are shown, 20 have an interval" in said[0].text
-    assert said[1].text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
+    assert said[1].text.endswith("with 15 pairs of algorithms beside each other the clearest needs 10 seeds.")
+    assert said[2].text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
     sentences = [finding.text for finding in findings(group, happened)]
     assert len(sentences) == 2 and sentences[0].endswith(f"overoptimized in 3 of 3); not shown for {best}.")
     assert "Trained on aesthetic, the truth human was overoptimized by 5 of 6 algorithms: " in sentences[0]

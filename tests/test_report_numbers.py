@@ -21,6 +21,7 @@ from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.peaks import Paired
+from overopt_bench.report.sensitivity import sensitivities
 from overopt_bench.report.statistics import Estimate, holm
 from overopt_bench.report.tables import scaling_table, summary_table
 from overopt_bench.report.verdicts import verdicts
@@ -193,7 +194,7 @@ def test_falls_are_compared_only_where_something_fell(tmp_path: Path) -> None:
     group = one_group(tmp_path)
     compared, happened = comparisons(group), outcomes(group)
     assert FALL in {one.question for one in compared}
-    texts = [one.text for one in verdicts(group, compared, happened)]
+    texts = [one.text for one in verdicts(group, compared, happened, sensitivities(group))]
     assert not any("fall of the" in text or "fell by" in text or "keeps" in text for text in texts)
     assert texts[-1].endswith(
         "no earlier than the budget's end with tdpo_r [a], tdpo_r [b], whose truth was not seen to fall."

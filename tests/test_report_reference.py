@@ -16,6 +16,7 @@ from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.reference import with_reference
+from overopt_bench.report.sensitivity import sensitivities
 from overopt_bench.report.tables import reference_table
 from overopt_bench.report.verdicts import verdicts
 
@@ -102,7 +103,7 @@ def test_three_own_seeds_have_a_verdict_against_each_reference(checkout: Path) -
     for seed in range(3):
         newcomer(checkout, seed=seed, budget=800, points=(0, 200, 400, 600, 800))
     group = beside(checkout)[0]
-    texts = [verdict.text for verdict in verdicts(group, comparisons(group), outcomes(group))]
+    texts = [verdict.text for verdict in verdicts(group, comparisons(group), outcomes(group), sensitivities(group))]
     (text,) = (text for text in texts if "gold (imagereward)" in text and "DDPO" in text)
     assert "after 400 queries was shown between DDPO (reference) and TDPO-R (+2.0" in text
 

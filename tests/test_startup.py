@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,10 +84,13 @@ def test_what_is_refused_is_refused_before_torch_is_imported() -> None:
         assert heavy == [], line
 
 
-def test_a_folder_of_another_configuration_is_refused_before_torch_is_imported() -> None:
-    """Committed records, so the difference is what is asked for here."""
-    record = ["run", "--out", "results/reference", "--algo", "tdpo", "--proxy", "imagereward", "--seed", "1"]
-    sweep = ["sweep", "--out", "results/reference", "--algo", "tdpo,ddpo", "--proxy", "imagereward", "--seeds", "0-1"]
+def test_a_folder_of_another_configuration_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    """Copies of committed records, so the difference is what is asked for here, and a run that is not refused stays here."""
+    for name in ("ddpo/seed0", "ddpo/seed1", "tdpo/seed0", "tdpo/seed1"):
+        below = Path("mini", "imagereward", name)
+        shutil.copytree(ROOT / "results" / "reference" / below, tmp_path / below)
+    record = ["run", "--out", str(tmp_path), "--algo", "tdpo", "--proxy", "imagereward", "--seed", "1"]
+    sweep = ["sweep", "--out", str(tmp_path), "--algo", "tdpo,ddpo", "--proxy", "imagereward", "--seeds", "0-1"]
     one, many = probe(*([*line, "--suite", "mini", "--budget", "77"] for line in (record, sweep)))
     for (status, said, heavy), folders in ((one, 1), (many, 4)):
         assert status == 2 and "was made by another configuration" in said and "77 asked" in said, said

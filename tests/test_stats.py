@@ -22,6 +22,7 @@ from scipy import stats as scipy_stats
 from overopt_bench.evaluation.clusters import prompt_means, standard_error, units
 from overopt_bench.report import peaks
 from overopt_bench.report import statistics as stats
+from overopt_bench.report.wording import shown
 
 FOUR_EACH = [f"prompt {k // 4}" for k in range(64)]
 
@@ -131,6 +132,37 @@ def test_nothing_is_shown_of_what_is_not_a_number() -> None:
     assert not found.clear and not found.p <= 1
     assert not peaks.Paired(1.0, float("nan")).shown and not peaks.Paired(float("nan"), 0.1).shown
     assert not peaks.paired_difference(np.array([3.0]), np.array([1.0]), ["a"]).shown
+
+
+def test_six_pairs_show_only_what_all_of_them_agree_on() -> None:
+    """Six of six above zero with probability .8: the normal quantile of .8 to the power 1/6. Five pairs show nothing."""
+    assert stats.smallest_effect(6) == pytest.approx(scipy_stats.norm.ppf(0.8 ** (1 / 6)), rel=0.02)
+    assert stats.smallest_effect(5) == np.inf
+
+
+@pytest.mark.parametrize("pairs", [7, 10, 12])
+def test_the_smallest_effect_is_shown_four_times_in_five(pairs: int) -> None:
+    """By the verdict's own rule, on other draws; and half of it less than half as often."""
+    drawn = np.random.default_rng(5).standard_normal((2_000, pairs))
+
+    def share(effect: float) -> float:
+        found = [stats.against_zero(one + effect) for one in drawn]
+        return float(np.mean([shown(one, one.p) for one in found]))
+
+    assert share(stats.smallest_effect(pairs)) == pytest.approx(0.8, abs=0.03)
+    assert share(stats.smallest_effect(pairs) / 2) < 0.4
+
+
+def test_the_smallest_effect_of_many_pairs_is_the_t_tests() -> None:
+    """And near (1.96 + 0.84) / sqrt(n), what it comes to with a known deviation."""
+    freedom, effect = 95, stats.smallest_effect(96)
+    beyond = scipy_stats.nct.sf(scipy_stats.t.ppf(0.975, freedom), freedom, effect * 96**0.5)
+    assert beyond == pytest.approx(0.8) and effect == pytest.approx((1.96 + 0.8416) / 96**0.5, rel=0.02)
+
+
+def test_holm_asks_for_more_pairs() -> None:
+    """2/2^6 = .031 is below .05, ten times it is not, nor is ten times 2/2^8 = .0078; ten times 2/2^9 = .0039 is."""
+    assert [stats.pairs_for(m) for m in (1, 10, 45)] == [6, 9, 11]
 
 
 def test_holm_by_hand() -> None:

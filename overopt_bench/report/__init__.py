@@ -26,6 +26,7 @@ from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.measured import measured, metrics_table
 from overopt_bench.report.reference import reference_runs, with_reference
+from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
 from overopt_bench.report.shared_out import beside
 from overopt_bench.report.verdicts import verdicts
 
@@ -54,6 +55,12 @@ PAIRS_NOTE = (
     " two seeds are common. Equal proxy gain and equal path KL are the most that every run of both reached, and gold is read where"
     " each first gets there. Holm: corrected for all pairs of the same proxy, gold, prompts and question. Shown: corrected p at"
     " most .05. With fewer than six pairs nothing below p = .05 is possible, since the smallest p of n pairs is 2/2^n."
+)
+SENSITIVITY_NOTE = (
+    "How much the differences of equal seeds scatter, in the quadratic mean over the pairs of algorithms, and what follows: the"
+    " smallest true difference that is shown with a probability of 80 % where two algorithms alone are compared (differences taken"
+    " to be normal). Fewer than six seeds show none. Where several pairs of algorithms stand beside each other, Holm's correction"
+    " asks for more: the last column is how many seeds let the clearest pair be shown at all."
 )
 AGGREGATE_NOTE = (
     "Over every seed on every proxy, in standard deviations of the base model's images: interquartile means of the gold's"
@@ -119,7 +126,7 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
 
 def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn]], dict[str, Any]]:
     """Everything of a group but its figures: writes the tables; what is given makes the page's part of the figures."""
-    happened, compared = outcomes(group), comparisons(group)
+    happened, compared, able = outcomes(group), comparisons(group), sensitivities(group)
     shown = []
     for title, name, note, table in (
         ("Beside the reference records", "beside_reference", REFERENCE_NOTE, tables.reference_table(group)),
@@ -127,6 +134,7 @@ def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn
         ("Held-out prompts", "summary_heldout", TABLE_NOTE, tables.summary_table(group, "heldout")),
         ("Aggregates over proxies", "aggregates", f"{AGGREGATE_NOTE} {where(group)}.", aggregates_table(group)),
         ("Pairs of algorithms", "comparisons", PAIRS_NOTE, comparisons_table(group, compared)),
+        ("What could have been shown", "sensitivity", SENSITIVITY_NOTE, sensitivity_table(group, able)),
         ("Overoptimization, by algorithm", "outcomes", OUTCOME_NOTE, outcomes_table(group, happened)),
         ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
         ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
@@ -136,7 +144,7 @@ def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn
         if len(table):
             write(table, out / "tables", name)
             shown.append(page.table_context(title, note, table))
-    found, said, strips = findings(group, happened), verdicts(group, compared, happened), filmstrips(group, album)
+    found, said, strips = findings(group, happened), verdicts(group, compared, happened, able), filmstrips(group, album)
     return lambda drawn: page.group_context(group, found, said, drawn, shown, strips)
 
 

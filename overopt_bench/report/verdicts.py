@@ -10,6 +10,7 @@ from overopt_bench.report.columns import SPLITS
 from overopt_bench.report.comparisons import ENOUGH, FALL, QUESTIONS, Comparison
 from overopt_bench.report.findings import Outcome, stopping
 from overopt_bench.report.groups import Group
+from overopt_bench.report.sensitivity import Sensitivity, sensitivity_sentence
 from overopt_bench.report.wording import few_pairs, grounds, name, why_not
 
 MANY = 12  # comparisons on training prompts that have a sentence each; of more, those that matter share one
@@ -24,8 +25,10 @@ class Verdict:
     shown: bool
 
 
-def verdicts(group: Group, found: Sequence[Comparison], happened: Sequence[Outcome]) -> list[Verdict]:
-    """Say what the comparisons show, question by question, and then where to stop.
+def verdicts(
+    group: Group, found: Sequence[Comparison], happened: Sequence[Outcome], able: Sequence[Sensitivity]
+) -> list[Verdict]:
+    """Say what the comparisons show, question by question, what they could have shown, and then where to stop.
 
     Sentences are about the training prompts, and add what held-out prompts say where these were recorded.
 
@@ -33,6 +36,7 @@ def verdicts(group: Group, found: Sequence[Comparison], happened: Sequence[Outco
         group: what was compared.
         found: the comparisons of its algorithms.
         happened: the outcomes of its algorithms, for where to stop.
+        able: how small a difference could have been shown.
     """
     together: dict[tuple[str, str], list[Comparison]] = {}
     for one in found:
@@ -47,6 +51,8 @@ def verdicts(group: Group, found: Sequence[Comparison], happened: Sequence[Outco
             if of == proxy:
                 called = f"{group.role(gold)} ({gold})"
                 sentences += [_leaders(same, called)] if many else _each(same, called, happened)
+                text = sensitivity_sentence(able, proxy, gold)
+                sentences += [Verdict(proxy, text, False)] if text else []
         sentences += [Verdict(proxy, text, fell) for of, text, fell in stops if of == proxy]
     return sentences
 
