@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overopt_bench.errors import UserError, unknown_name
+from overopt_bench.recording.folders import RESULTS, run_folders
 from overopt_bench.recording.labels import label_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS = Path("results")
-COMMITTED = ("reference", "search")  # folders of the repository's own records there
 WIDTH = 150  # of the table where nobody says how wide the terminal is
 
 
@@ -50,15 +48,12 @@ def compare(a: str, b: str, results: Path | None) -> pd.DataFrame:
 
 def _labels(results: Path | None) -> set[str]:
     """The labels of the runs in a folder, by their configurations alone."""
-    top, skipped = (RESULTS, {RESULTS / name for name in COMMITTED}) if results is None else (results, set())
     found = set()
-    for name, folders, files in os.walk(top):
-        folders[:] = [below for below in folders if Path(name, below) not in skipped]
-        if "config.json" in files:
-            try:
-                found.add(label_of(json.loads(Path(name, "config.json").read_bytes())["config"]))
-            except (OSError, ValueError, KeyError, TypeError):  # no run, or a damaged one: the report names those
-                continue
+    for folder in run_folders(results or RESULTS, own=results is None):
+        try:
+            found.add(label_of(json.loads((folder / "config.json").read_bytes())["config"]))
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged one: the report names those
+            continue
     return found
 
 

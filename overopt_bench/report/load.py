@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from overopt_bench.config import MEMORY_PARAMS, RunConfig
 from overopt_bench.errors import UserError
+from overopt_bench.recording.folders import COMMITTED, RESULTS, run_folders
 from overopt_bench.recording.labels import label_of
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
@@ -26,7 +26,6 @@ from overopt_bench.types.algorithm import Role
 
 STATES = ("complete", "running", "interrupted", "failed")  # what a status.json may say
 MANY = 100  # runs that are worth a process that reads them
-COMMITTED = ("reference", "search")  # folders of the repository's own records within ``results``
 REQUIRED: dict[str, type] = {
     "algo": str, "proxy": str, "gold": list, "suite": str, "seed": int, "budget": int, "budget_unit": str
 }  # fmt: skip
@@ -180,8 +179,7 @@ def find_runs(paths: Iterable[Path] | None = None) -> list[Run]:
         UserError: where a path does not exist or there is no run folder.
     """
     own = paths is None
-    given = [Path("results")] if paths is None else list(paths)
-    skipped = [Path("results", name) for name in COMMITTED] if own else []
+    given = [RESULTS] if paths is None else list(paths)
     folders: dict[Path, None] = {}  # in order, each once
     for path in given:
         if not path.is_dir():
@@ -189,23 +187,13 @@ def find_runs(paths: Iterable[Path] | None = None) -> list[Run]:
                 f"{path} is no folder; make a run with `overopt-bench run`, or give run folders or a folder of runs,"
                 " such as `overopt-bench report elsewhere/results`"
             )
-        folders |= dict.fromkeys(sorted(_run_folders(path, skipped)))
+        folders |= dict.fromkeys(sorted(run_folders(path, own)))
     if not folders:
-        committed = next((path for path in skipped if path.is_dir()), None)
+        committed = next((path for path in COMMITTED if own and path.is_dir()), None)
         hint = f"; to draw the repository's own records: `overopt-bench report {committed}`" if committed else ""
         raise UserError(f"there is no run in {', '.join(map(str, given))}; make one with `overopt-bench run`{hint}")
     algorithms.classes()  # imported once, and not by each of the workers that ask for a run's role
     return mark_duplicates(each(read_run, list(folders), "runs read", MANY))
-
-
-def _run_folders(top: Path, skipped: Iterable[Path]) -> Iterator[Path]:
-    """Walk once through the folders below, but for the skipped ones."""
-    for name, folders, files in os.walk(top):
-        folder = Path(name)
-        folders[:] = [below for below in folders if folder / below not in skipped]
-        # Other software writes config.json too: a run has metrics or a status beside it.
-        if "metrics.jsonl" in files or {"config.json", "status.json"} <= {*files}:
-            yield folder
 
 
 def mark_duplicates(runs: list[Run]) -> list[Run]:
