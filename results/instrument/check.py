@@ -1,0 +1,211 @@
+"""Ask the report's statistics what is known: of equal methods, of effects whose sign is certain, and how small one may be.
+
+Reads the runs of ``results/reference`` and ``results/instrument``, and writes ``results/instrument/README.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from overopt_bench.plugins import load_plugins
+from overopt_bench.report import readings
+from overopt_bench.report.columns import SPLITS
+from overopt_bench.report.comparisons import END, FALL
+from overopt_bench.report.groups import group_runs
+from overopt_bench.report.load import Run, find_runs
+from overopt_bench.report.readings import Reading
+from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
+from overopt_bench.report.statistics import Difference, against_zero, difference, holm
+from overopt_bench.report.wording import interval, shown, wins
+
+HERE = Path(__file__).parent
+REFERENCE = HERE.parent / "reference" / "mini"
+FAMILIES = 2_000  # resampled ones
+FEWEST = 6  # pairs of seeds in one of them
+CLOCKS = ("seconds", "time", "per_second")  # parts of the names of numbers that no two runs share
+Numbers = dict[int, float]  # by seed
+
+
+def main() -> None:
+    """Write the page."""
+    load_plugins([HERE / "twin.py"])
+    runs = [run for run in find_runs([REFERENCE, HERE / "mini"]) if run.state in ("complete", "duplicate")]
+    ddpo = of(runs, "ddpo", "imagereward", reference=True)
+    twin = of(runs, "ddpo_twin", "imagereward")
+    page = [
+        "# The instrument, tested",
+        "",
+        "Comparisons whose answer is known, made by the statistics that make every report. `results/instrument.sh` remakes it.",
+        "",
+        *equal_methods(ddpo, twin),
+        *same_stream(ddpo, of(runs, "ddpo [again]", "imagereward")),
+        *known_effects(runs, ddpo),
+        *smallest_effects(runs),
+    ]
+    (HERE / "README.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def of(runs: Sequence[Run], label: str, proxy: str, reference: bool = False) -> list[Run]:
+    """The runs of a label on a proxy, by seed; those of the reference records, or those made here."""
+    own = [
+        run for run in runs
+        if (run.label, run.proxy) == (label, proxy) and (REFERENCE in run.folder.parents) is reference
+    ]  # fmt: skip
+    return sorted(own, key=lambda run: int(run.config["seed"]))
+
+
+def questions(rewards: Sequence[str]) -> Iterator[tuple[str, str, str, Reading]]:
+    """Everything that is asked of a reward on its own: split, reward, question, how it is read."""
+    for split, reward in product(SPLITS, rewards):
+        yield split, reward, END, partial(readings.end, key=f"{split}/{reward}/mean")
+        yield split, reward, FALL, partial(readings.fall, split=split, gold=reward)
+
+
+def equal_methods(ddpo: Sequence[Run], twin: Sequence[Run]) -> list[str]:
+    """A/A with different streams of sampling noise, as the runs are and resampled."""
+    rewards = list(ddpo[0].reward_hashes)
+    asked = [
+        (split, reward, what, readings.by_seed(ddpo, reading), readings.by_seed(twin, reading))
+        for split, reward, what, reading in questions(rewards)
+    ]
+    found = [difference(one, two) for *_, one, two in asked]
+    corrected = holm([one.p for one in found])
+    rows = [
+        {"prompts": split, "reward": reward, "what": what, **told(one), "p (Holm, all rows)": f"{p:.3f}"}
+        for (split, reward, what, *_), one, p in zip(asked, found, corrected, strict=True)
+    ]
+    alone, together, unpaired = resampled([(one, two) for *_, one, two in asked])
+    pairs = found[0].count
+    return [
+        "## Equal methods",
+        "",
+        f"`ddpo` against itself under another name (`ddpo_twin`), with another stream of sampling noise: {pairs} pairs of seeds on"
+        f" imagereward, all {len(rewards)} recorded rewards. Of {len(found)} comparisons"
+        f" {sum(shown(one, one.p) for one in found)} would be called shown if each stood alone,"
+        f" {sum(map(shown, found, corrected))} after Holm's correction for all.",
+        "",
+        f"Resampled {FAMILIES} times ({FEWEST} to {pairs} of the seeds, and in each pair by chance which is which), one comparison"
+        f" alone is called shown in **{alone:.1%}** of cases, and in **{together:.1%}** of the families of all {len(found)}"
+        f" comparisons anything is, after Holm's correction. Unpaired (Welch: the seeds split in two, one half of each name's),"
+        f" one alone in **{unpaired:.1%}**. At most 7 % was asked for.",
+        "",
+        table(pd.DataFrame(rows)),
+        "",
+    ]
+
+
+def resampled(asked: Sequence[tuple[Numbers, Numbers]]) -> tuple[float, float, float]:
+    """Shares of equal comparisons that are called shown: one alone, anything in a family of all, one alone unpaired."""
+    generator = np.random.default_rng(0)
+    seeds = np.array(sorted(asked[0][0].keys() & asked[0][1].keys()))
+    alone, together, unpaired = [], [], []
+    for _ in range(FAMILIES):
+        chosen = generator.permutation(seeds)[: generator.integers(FEWEST, len(seeds) + 1)]
+        swapped = dict(zip(chosen.tolist(), generator.random(len(chosen)) < 0.5, strict=True))
+        paired = [
+            against_zero(np.array([(-1) ** swap * (a[seed] - b[seed]) for seed, swap in swapped.items()]))
+            for a, b in asked
+        ]
+        alone.append(np.mean([shown(one, one.p) for one in paired]))
+        together.append(any(map(shown, paired, holm([one.p for one in paired]))))
+        half = generator.permutation(seeds)
+        one_half, other_half = half[: len(half) // 2].tolist(), half[len(half) // 2 :].tolist()
+        apart = [difference({s: a[s] for s in one_half}, {s: b[s] for s in other_half}) for a, b in asked]
+        unpaired.append(np.mean([shown(one, one.p) for one in apart]))
+    return float(np.mean(alone)), float(np.mean(together)), float(np.mean(unpaired))
+
+
+def same_stream(ddpo: Sequence[Run], again: Sequence[Run]) -> list[str]:
+    """A/A with the same stream: every recorded number is the same."""
+    seeds = [run.config["seed"] for run in again]
+    first = [run for run in ddpo if run.config["seed"] in seeds]
+    count, unlike = 0, 0
+    for one, two in zip(first, again, strict=True):
+        here, there = (dict(recorded(run)) for run in (one, two))
+        count += len(here.keys() | there.keys())
+        unlike += sum(here.get(key) != there.get(key) for key in here.keys() | there.keys())
+    return [
+        f"With the same stream (`--tag again`, seeds {', '.join(map(str, seeds))}) {unlike} of {count:,} recorded numbers differ.",
+        "",
+    ]
+
+
+def recorded(run: Run) -> Iterator[tuple[str, object]]:
+    """Every recorded number but times, by its place."""
+    for number, line in enumerate((run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        for name, value in json.loads(line).items():
+            if not any(clock in name for clock in CLOCKS):
+                yield f"{number}/{name}", value
+
+
+def known_effects(runs: Sequence[Run], ddpo: Sequence[Run]) -> list[str]:
+    """Differences whose sign is certain, with six seeds each and nothing else compared."""
+    six = list(ddpo[:6])
+    truth, slower, (shorter,) = (
+        of(runs, label, proxy)
+        for label, proxy in (("ddpo", "human"), ("ddpo [slower]", "imagereward"), ("ddpo [shorter]", "imagereward"))
+    )
+    proxy = "train/imagereward/mean"
+    end, early = partial(readings.end, key=proxy), 1536
+    kl = partial(readings.end, key="train/path_kl/mean")
+    human, fall = partial(readings.end, key="train/human/mean"), partial(readings.fall, split="train", gold="human")
+    read = readings.by_seed
+    known = [
+        ("lr 1e-3 - 7e-4", "proxy at the end", difference(read(six, end), read(slower, end))),
+        ("lr 1e-3 - 7e-4", "path KL at the end", difference(read(six, kl), read(slower, kl))),
+        ("2,048 - 1,536 queries", "proxy", difference(read(six, end), read(six, lambda run: run.at(proxy, early)))),
+        ("trained on human - on imagereward", "human at the end", difference(read(truth, human), read(six, human))),
+        ("trained on imagereward - on human", "fall of human", difference(read(six, fall), read(truth, fall))),
+    ]
+    rows = [
+        {"effect": effect, "read": what, "right sign": "+", **told(one), "shown": "yes" if shown(one, one.p) else "no"}
+        for effect, what, one in known
+    ]
+    same = shorter.last(proxy) == six[0].at(proxy, early)
+    return [
+        "## Known effects",
+        "",
+        f"Six pairs of seeds each, imagereward. {sum(shown(one, one.p) and one.value > 0 for *_, one in known)} of {len(known)}"
+        " are shown with the right sign. What a run is after 1,536 queries is read off the run of 2,048, for nothing in it depends"
+        f" on the budget: a run of 1,536 (`--tag shorter`, seed 0) ends at {'the very same' if same else 'ANOTHER'} proxy.",
+        "",
+        table(pd.DataFrame(rows)),
+        "",
+    ]
+
+
+def smallest_effects(runs: Sequence[Run]) -> list[str]:
+    """How small a difference ten pairs of seeds would show, on each proxy of the reference records."""
+    (group,) = group_runs([run for run in runs if REFERENCE in run.folder.parents])
+    return [
+        "## The smallest effect",
+        "",
+        "What ten paired seeds show with a probability of 80 % where two algorithms alone are compared: from the scatter of the"
+        " reference records' paired differences, in the quadratic mean over the pairs of algorithms. `overopt-bench report` says it"
+        " on every page, of its own runs.",
+        "",
+        table(sensitivity_table(group, sensitivities(group))),
+    ]
+
+
+def told(one: Difference) -> dict[str, str]:
+    """A difference as the tables here have it."""
+    return {"difference": f"{one.value:+.4f}", "interval": interval(one, 4).removeprefix("95 % interval "),
+            "above": wins(one), "p": f"{one.p:.3f}"}  # fmt: skip
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    lines = [[*rows.columns], ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
