@@ -17,6 +17,7 @@ from overopt_bench.report import curves, figures, page, tables
 from overopt_bench.report.aggregates import aggregates_table, where
 from overopt_bench.report.cells import write
 from overopt_bench.report.comparisons import comparisons, comparisons_table
+from overopt_bench.report.critics import critics_table, explained_variance
 from overopt_bench.report.differences import differences
 from overopt_bench.report.escape import file_name
 from overopt_bench.report.filmstrip import Album, filmstrips, stills
@@ -67,6 +68,10 @@ AGGREGATE_NOTE = (
     " change from start to end and of its fall from its peak; the probability that a run ends above the other algorithm's"
     " run of the same seed. In brackets the 95 % interval of 2,000 bootstraps over seeds within each proxy, which with"
     " three seeds a proxy holds the truth about nine times in ten."
+)
+CRITIC_NOTE = (
+    "Of the variance of each epoch's returns, what the critic explained before it was trained on them: mean over epochs, then over"
+    " seeds with the 95 % t interval. `overopt-bench ceiling` says how much a critic could explain at all."
 )
 OUTCOME_NOTE = (
     "The fall from the cross-fitted peak to the end over seeds: mean, 95 % t interval, in how many seeds, and the p of all sign"
@@ -137,6 +142,7 @@ def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn
         ("What could have been shown", "sensitivity", SENSITIVITY_NOTE, sensitivity_table(group, able)),
         ("Overoptimization, by algorithm", "outcomes", OUTCOME_NOTE, outcomes_table(group, happened)),
         ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
+        ("What the critic explains", "critics", CRITIC_NOTE, critics_table(group)),
         ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
         ("Metrics, held-out prompts", "metrics_heldout", METRICS_NOTE, metrics_table(group, "heldout")),
         ("Gold against d = sqrt(KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
@@ -175,6 +181,7 @@ def _figures(group: Group, album: Album) -> Iterator[Job]:
     if cross := tables.cross_table(group):
         yield Job("Trained on, scored by", "cross_rewards", None, partial(figures.cross_rewards, group, cross))
     yield Job("Performance profiles", "performance_profiles", None, partial(figures.performance_profile, group))
+    yield Job("What the critic explains", "explained_variance", None, partial(explained_variance, group))
     for metric in measured(group):
         yield Job(metric.title, f"metric_{metric.name}", None, partial(curves.metric, group, metric))
     for proxy in group.proxies():

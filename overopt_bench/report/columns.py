@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from overopt_bench.report.statistics import Array
 
 THRESHOLDS = ("0", "0.025", "0.1")  # of dormancy, as records name them
 SPLITS = ("train", "heldout")  # whose single images tables and figures read
+EXPLAINED = "critic/explained_variance"  # as "train" events have it
 NUMBERS = {bool, int, float}  # of JSON
 NOWHERE = np.empty(0)
 
@@ -141,3 +143,38 @@ def dormant(rows: Sequence[Mapping[str, Any]]) -> Dormant | None:
     shares = [[[100 * p["dormant"][t] / p["units"] for t in THRESHOLDS] for p in layers] for layers in parts]
     resets = [row["queries"] for row in rows if row["when"] == "after_reset"]
     return Dormant(np.array([row["queries"] for row in rows], float), resets, np.array(shares, float))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a critic explained of the returns of each epoch, before it was trained on them.
+
+    Attributes:
+        queries: spent by the end of each epoch ``[epochs]``.
+        overall: explained variance over all trained steps ``[epochs]``.
+        by_step: of each trained denoising step ``[epochs, steps]``.
+        before_reset: whether the critic was reset at the end of the epoch ``[epochs]``.
+    """
+
+    queries: Array
+    overall: Array
+    by_step: Array
+    before_reset: NDArray[np.bool_]
+
+
+def explained(rows: Iterable[Mapping[str, Any]]) -> Explained | None:
+    """Put what the "train" events of a run say of its critic into columns; None where they say nothing.
+
+    Raises:
+        ValueError, KeyError, TypeError: where an event is not as this package writes it.
+    """
+    own = [row for row in rows if EXPLAINED in row and "critic/steps_since_reset" in row]
+    if not own:
+        return None
+    steps = sum(key.startswith(f"{EXPLAINED}/step") for key in own[0])
+    since = np.array([row["critic/steps_since_reset"] for row in own], float)
+    return Explained(
+        np.array([row["queries"] for row in own], float), np.array([row[EXPLAINED] for row in own], float),
+        np.array([[row[f"{EXPLAINED}/step{k}"] for k in range(steps)] for row in own], float),
+        np.append(np.diff(since) <= 0, False),
+    )  # fmt: skip

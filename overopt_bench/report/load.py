@@ -17,7 +17,17 @@ from overopt_bench.recording.folders import COMMITTED, RESULTS, run_folders
 from overopt_bench.recording.labels import label_of
 from overopt_bench.recording.sessions import parsed_line, read_json_bytes, read_sessions
 from overopt_bench.registry import algorithms
-from overopt_bench.report.columns import NOWHERE, Dormant, Evaluations, Scored, dormant, evaluations, scored
+from overopt_bench.report.columns import (
+    NOWHERE,
+    Dormant,
+    Evaluations,
+    Explained,
+    Scored,
+    dormant,
+    evaluations,
+    explained,
+    scored,
+)
 from overopt_bench.report.peaks import Paired, Peak, cross_fitted_peak, paired_difference
 from overopt_bench.report.selected import in_halves, with_own_distance
 from overopt_bench.report.shared_out import each
@@ -45,6 +55,7 @@ class Run:
         evaluations: what its evaluations measured.
         points: its images' scores, by split: one entry an evaluation.
         dormant: the dormant neurons of its critic, where it has one.
+        explained: what its critic explained of the returns, where it has one.
     """
 
     folder: Path
@@ -56,6 +67,7 @@ class Run:
     evaluations: Evaluations = field(default_factory=lambda: evaluations([]))
     points: Mapping[str, list[Scored]] = field(default_factory=dict)
     dormant: Dormant | None = None
+    explained: Explained | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -250,7 +262,7 @@ def _read_metrics(run: Run) -> None:
     """Puts the events of ``metrics.jsonl`` into columns, as far as they parse."""
     file = run.folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines() if file.exists() else []
-    events: dict[str, list[dict[str, Any]]] = {"eval": [], "scores": [], "critic": []}
+    events: dict[str, list[dict[str, Any]]] = {"eval": [], "scores": [], "critic": [], "train": []}
     for number, line in enumerate(lines, 1):
         event = parsed_line(line)
         if not (isinstance(event.get("event"), str) and isinstance(event.get("queries"), int | float)):
@@ -263,6 +275,7 @@ def _read_metrics(run: Run) -> None:
         selects = run.role == "selects"
         run.evaluations = evaluations(with_own_distance(events["eval"]) if selects else events["eval"])
         run.points, run.dormant = scored(events["scores"]), dormant(events["critic"])
+        run.explained = explained(events["train"])
         if selects:
             run.points = {split: in_halves(points) for split, points in run.points.items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
