@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from overopt_bench.algorithms.ppo import PerPromptStats
 from overopt_bench.commands.ceiling import skipped_steps, within_prompts
 from overopt_bench.evaluation.ceiling import Ceiling
 from overopt_bench.evaluation.explaining import Critic, Explained, HeldOut, Inputs, Share
-from overopt_bench.registry import get_suite
+from overopt_bench.registry import get_suite, suites
 
 SMALL = [
     "ceiling",
@@ -38,8 +39,15 @@ def test_returns_are_those_that_algorithms_learn_from() -> None:
     assert torch.equal(within_prompts(scores, groups), learned) and bool((learned[groups == 1] == 0).all())
 
 
-def test_the_suites_settings_say_which_steps_are_trained() -> None:
-    assert skipped_steps(get_suite("mini")) == 2
+def test_the_suites_settings_say_which_steps_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that it sets for any algorithm."""
+    own: dict[str, dict[str, Any]] = {
+        "ddpo": {"skip_last_steps": 1},
+        "tdpo": {"skip_last_steps": 3},
+        "nft": {"lr": 0.1},
+    }
+    monkeypatch.setattr(suites.get("mini"), "settings", classmethod(lambda cls, algorithm: own.get(algorithm, {})))
+    assert skipped_steps(get_suite("mini")) == 3
 
 
 @pytest.mark.slow
