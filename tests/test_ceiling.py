@@ -12,8 +12,9 @@ import torch
 
 from overopt_bench import cli
 from overopt_bench.algorithms.ppo import PerPromptStats
-from overopt_bench.commands.ceiling import skipped_steps, within_prompts
-from overopt_bench.evaluation.ceiling import Ceiling
+from overopt_bench.commands.ceiling import within_prompts
+from overopt_bench.commands.questions import skipped_steps
+from overopt_bench.evaluation.ceiling import BASE, Ceiling
 from overopt_bench.evaluation.explaining import Critic, Explained, HeldOut, Inputs, Share
 from overopt_bench.registry import get_suite, suites
 
@@ -57,6 +58,7 @@ def test_numbers_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["images"], found["prompts"], found["num_steps"], found["trained_steps"]) == (20, 5, 2, 1)
+    assert (found["policy"], found["queries"]) == ("the base model", 0) and "returns of the base model" in said
     assert [*found["rows"]] == ["aesthetic", "pickscore"] and all(len(rows) == 10 for rows in found["rows"].values())
     for row in found["rows"]["aesthetic"]:
         assert len(row["steps"]) == 2 and row["trained"] == row["steps"][0] and row["pooled"]["value"] <= 1
@@ -83,7 +85,8 @@ def test_sentences_say_no_more_than_the_errors_allow() -> None:
         for held_out in places
         for critic, inputs, steps in kinds
     )
-    _, chains, prompts = Ceiling("mini", "train", 5, 80, 0, 3, 2, {"truth": rows}).sentences()
+    whose, _, chains, prompts = Ceiling(BASE, 0, "mini", "train", 5, 80, 0, 3, 2, {"truth": rows}).sentences()
+    assert whose == "Returns are those of the base model."
     assert chains.startswith("truth, held-out chains of known prompts: ") and prompts.startswith(
         "truth, held-out prompts: "
     )
@@ -120,6 +123,7 @@ def test_a_proxy_without_spread_is_refused(
     ("words", "message"),
     [
         (["--proxy", "aestetic"], "did you mean 'aesthetic'"),
+        ([], "--proxy is required where no --run gives it"),
         (["--proxy", ","], "--proxy needs at least one name"),
         (["--proxy", "aesthetic", "--suite", "nimi"], "did you mean 'mini'"),
         (["--proxy", "aesthetic", "--train-split", "tunning"], "did you mean 'tuning'"),

@@ -1,4 +1,4 @@
-"""The policy of a run folder and its rewards, as they were in the run: what sample and eval begin with."""
+"""The policy of a run folder and its rewards, as they were in the run: what sample, eval and ceiling begin with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.adapter import adapter_file
 from overopt_bench.errors import RunError, UserError
+from overopt_bench.lazy import torch
 from overopt_bench.options import PolicySettings
 from overopt_bench.types import Reward, Suite
 
@@ -70,6 +71,33 @@ def trained_policy(
     except FloatingPointError as error:
         raise RunError(f"{run} diverged: {error}") from None
     return policy
+
+
+def trained_queries(run: Path, policy: DiffusionPolicy) -> int | None:
+    """Tell how many queries a run had spent when it saved its adapter; None where nothing in the folder says so.
+
+    A run that ended by its budget saved it at its end. Any other saved it beside a checkpoint, not always the newest
+    one, for a run that is stopped saves no adapter; so it is the checkpoint of the same weights that tells.
+
+    Args:
+        run: the run's folder.
+        policy: with the run's adapter, as ``trained_policy`` loads it.
+    """
+    try:
+        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        if status["state"] == "complete":
+            return int(status["queries"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the checkpoints are left to ask
+    own = {name: weight.cpu() for name, weight in policy.adapter_state().items()}
+    for path in sorted((run / "checkpoint").glob("*.pt"), reverse=True):
+        try:
+            saved = torch.load(path, weights_only=True, map_location="cpu")["policy"]
+            if all(torch.equal(saved[name], weight) for name, weight in own.items()):
+                return int(path.stem)
+        except Exception:  # a damaged pickle can raise almost anything; it tells nothing
+            continue
+    return None
 
 
 def restore_calibration(
