@@ -148,22 +148,20 @@ def score(arguments: Arguments) -> Any:
 def ceiling(arguments: Arguments) -> Ceiling:
     """Say how much of the returns a temporal critic could explain, by denoising step.
 
-    Of images of the base model, on chains and on prompts that the critics were not fitted on; nothing is trained on the
-    proxy. Returns a ``commands.ceiling.Ceiling``.
+    Of images of the base model or of a run's policy, on chains and on prompts that the critics were not fitted on; nothing
+    is trained on the proxy. Returns an ``evaluation.ceiling.Ceiling``.
     """
-    from overopt_bench.commands.ceiling import ask, check
-    from overopt_bench.commands.settings import choose_suite, make_runtime
+    from overopt_bench.commands.ceiling import ask
+    from overopt_bench.commands.questions import choose
+    from overopt_bench.commands.settings import make_runtime
     from overopt_bench.plugins import load_plugins
-    from overopt_bench.registry import get_suite
 
     asked, given = arguments.make(requests.Questions), arguments.given
     load_plugins(arguments.make(requests.Plugins).plugin)
     runtime = make_runtime(arguments.of(Runtime))
-    name, reason = choose_suite(given.get("suite"), runtime.weights, given.get("model"))
-    suite = get_suite(name, runtime.weights, given.get("model"))
-    proxies = check(asked, suite)
-    print(f"suite {name}: {reason}", flush=True)
-    result = ask(asked, suite, proxies, runtime)
+    subject = choose(asked, given.get("suite"), given.get("model"), runtime)
+    print(f"suite {subject.suite.name}: {subject.reason}", flush=True)
+    result = ask(asked, subject, runtime)
     result.show()
     if asked.out is not None:
         result.write(asked.out)

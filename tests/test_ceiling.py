@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,10 +12,11 @@ import torch
 
 from overopt_bench import cli
 from overopt_bench.algorithms.ppo import PerPromptStats
-from overopt_bench.commands.ceiling import skipped_steps, within_prompts
-from overopt_bench.evaluation.ceiling import Ceiling
+from overopt_bench.commands.ceiling import within_prompts
+from overopt_bench.commands.questions import skipped_steps
+from overopt_bench.evaluation.ceiling import BASE, Ceiling
 from overopt_bench.evaluation.explaining import Critic, Explained, HeldOut, Inputs, Share
-from overopt_bench.registry import get_suite
+from overopt_bench.registry import get_suite, suites
 
 SMALL = [
     "ceiling",
@@ -38,8 +40,15 @@ def test_returns_are_those_that_algorithms_learn_from() -> None:
     assert torch.equal(within_prompts(scores, groups), learned) and bool((learned[groups == 1] == 0).all())
 
 
-def test_the_suites_settings_say_which_steps_are_trained() -> None:
-    assert skipped_steps(get_suite("mini")) == 2
+def test_the_suites_settings_say_which_steps_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that it sets for any algorithm."""
+    own: dict[str, dict[str, Any]] = {
+        "ddpo": {"skip_last_steps": 1},
+        "tdpo": {"skip_last_steps": 3},
+        "nft": {"lr": 0.1},
+    }
+    monkeypatch.setattr(suites.get("mini"), "settings", classmethod(lambda cls, algorithm: own.get(algorithm, {})))
+    assert skipped_steps(get_suite("mini")) == 3
 
 
 @pytest.mark.slow
@@ -49,6 +58,7 @@ def test_numbers_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["images"], found["prompts"], found["num_steps"], found["trained_steps"]) == (20, 5, 2, 1)
+    assert (found["policy"], found["queries"]) == ("the base model", 0) and "returns of the base model" in said
     assert [*found["rows"]] == ["aesthetic", "pickscore"] and all(len(rows) == 10 for rows in found["rows"].values())
     for row in found["rows"]["aesthetic"]:
         assert len(row["steps"]) == 2 and row["trained"] == row["steps"][0] and row["pooled"]["value"] <= 1
@@ -75,7 +85,8 @@ def test_sentences_say_no_more_than_the_errors_allow() -> None:
         for held_out in places
         for critic, inputs, steps in kinds
     )
-    _, chains, prompts = Ceiling("mini", "train", 5, 80, 0, 3, 2, {"truth": rows}).sentences()
+    whose, _, chains, prompts = Ceiling(BASE, 0, "mini", "train", 5, 80, 0, 3, 2, {"truth": rows}).sentences()
+    assert whose == "Returns are those of the base model."
     assert chains.startswith("truth, held-out chains of known prompts: ") and prompts.startswith(
         "truth, held-out prompts: "
     )
@@ -112,6 +123,7 @@ def test_a_proxy_without_spread_is_refused(
     ("words", "message"),
     [
         (["--proxy", "aestetic"], "did you mean 'aesthetic'"),
+        ([], "--proxy is required where no --run gives it"),
         (["--proxy", ","], "--proxy needs at least one name"),
         (["--proxy", "aesthetic", "--suite", "nimi"], "did you mean 'mini'"),
         (["--proxy", "aesthetic", "--train-split", "tunning"], "did you mean 'tuning'"),

@@ -63,6 +63,7 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["sample", "nowhere", "--prompt", "a cat"], "nowhere is not a run folder"),
     (["eval", "nowhere"], "nowhere is not a run folder"),
     (["ceiling", "--proxy", "aestetic", "--suite", "mini"], "did you mean 'aesthetic'"),
+    (["ceiling", "--run", "nowhere"], "nowhere is not a run folder"),
     (["compare", "ddpo", "tpdo", "--results", "results/reference"], "did you mean 'tdpo'"),
     (["compare", "ddpo", "tdpo", "--results", "nowhere"], "--results nowhere is no folder"),
     (["compare", "ddpo", "ddpo", "--results", "results/reference"], "ddpo is given twice"),

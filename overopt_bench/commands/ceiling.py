@@ -1,84 +1,51 @@
-"""What a temporal critic could explain of a proxy's returns in a suite, before anything is trained there."""
+"""What a temporal critic could explain of a proxy's returns: of the base model of a suite, or of a run's policy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from overopt_bench.commands.questions import FOLDS, Subject
 from overopt_bench.commands.requests import Questions
-from overopt_bench.commands.settings import parse_names
+from overopt_bench.commands.trained import restore_calibration, trained_policy, trained_queries, untrained_policy
 from overopt_bench.compute.runtime import Runtime
-from overopt_bench.config import check_split, resolve_params
 from overopt_bench.errors import RunError, UserError
-from overopt_bench.evaluation.ceiling import Ceiling
+from overopt_bench.evaluation.ceiling import BASE, Ceiling, of_run
 from overopt_bench.lazy import torch
 from overopt_bench.plugins import probe_foreign_rewards
-from overopt_bench.registry import algorithms, get_reward, rewards
+from overopt_bench.registry import get_reward
 from overopt_bench.seeding import stable_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt_bench.diffusion.policy import DiffusionPolicy
-    from overopt_bench.types import Reward, Suite
+    from overopt_bench.types import Reward
 
 EACH = 16  # images of a prompt, as many as make its mean and deviation known
-FOLDS = 5  # of chains or prompts; each needs a prompt, and a prompt two images, for its returns to differ
 
 
-def check(asked: Questions, suite: Suite) -> list[str]:
-    """Return the proxies' names, or refuse what cannot be asked; loads no weights.
-
-    Raises:
-        UserError: for an unknown proxy or split, prompts that a proxy cannot judge, too few prompts or images, or a file
-            that cannot be written.
-    """
-    family = suite.family()
-    proxies = list(dict.fromkeys(rewards.canonical(name, family) for name in parse_names("--proxy", asked.proxy)))
-    check_split(type(suite), asked.train_split)
-    prompts = suite.prompts[asked.train_split]
-    if len(dict.fromkeys(prompts)) < FOLDS:
-        raise UserError(
-            f"the split {asked.train_split!r} of {suite.name} has {len(prompts)} prompts; at least {FOLDS} are needed, one for"
-            " each fold of the cross-validation"
-        )
-    if asked.images < 2 * FOLDS:
-        raise UserError(
-            f"--images {asked.images} is too few: at least {2 * FOLDS} are needed, two of each of {FOLDS} prompts;"
-            " numbers to rely on need about 1,000"
-        )
-    if asked.out is not None and asked.out.suffix not in (".json", ".csv"):
-        raise UserError(f"--out {asked.out}: allowed are files that end in .json or .csv")
-    if asked.out is not None and not asked.out.parent.is_dir():
-        raise UserError(f"--out {asked.out}: there is no folder {asked.out.parent}; make it first")
-    for name in proxies:
-        if rewards.known() & {(family, name), (None, name)} or ":" in name:
-            rewards.get(name, family).check_prompts(prompts, suite.resources)
-    return proxies
-
-
-def ask(asked: Questions, suite: Suite, proxies: Sequence[str], runtime: Runtime) -> Ceiling:
-    """Draw chains of the base policy, score their images, and measure what critics explain of the returns.
+def ask(asked: Questions, subject: Subject, runtime: Runtime) -> Ceiling:
+    """Draw chains of the policy, score their images, and measure what critics explain of the returns.
 
     Args:
-        asked: what the user wants to know, checked.
-        suite: gives the base policy and the prompts.
-        proxies: names of rewards.
+        asked: what the user wants to know.
+        subject: what is measured, as ``choose`` settled it.
         runtime: where and how fast.
 
     Raises:
-        UserError: where weights are missing, or a proxy gives a prompt's images one score, for every prompt.
-        RunError: where an image or a score is not finite.
+        UserError: where weights are missing, the run's adapter is missing or damaged, or a proxy gives a prompt's images
+            one score, for every prompt.
+        RunError: where the adapter, an image or a score is not finite.
     """
     from overopt_bench.evaluation.explaining import explain
 
-    prompts = list(dict.fromkeys(suite.prompts[asked.train_split]))
-    probe_foreign_rewards(proxies, suite, prompts)
-    loaded = {name: get_reward(name, suite) for name in proxies}
-    policy = base_policy(asked, suite, loaded, runtime)
+    probe_foreign_rewards(subject.proxies, subject.suite, subject.prompts)
+    loaded = {name: get_reward(name, subject.suite) for name in subject.proxies}
+    policy, words, queries = policy_of(subject, asked.seed, loaded, runtime)
     try:
-        drawn = draw(policy, suite, loaded, prompts, asked)
+        drawn = draw(policy, subject, loaded, asked)
     except FloatingPointError as error:
         raise RunError(f"{error}, in {str(policy.dtype).removeprefix('torch.')}") from None
     numbers = {prompt: k for k, prompt in enumerate(dict.fromkeys(drawn.prompts))}
@@ -90,41 +57,30 @@ def ask(asked: Questions, suite: Suite, proxies: Sequence[str], runtime: Runtime
                 f"the proxy {name!r} gives all images of a prompt the same score: its returns have no spread, and no critic"
                 " has anything to explain"
             )
-    skipped = skipped_steps(suite) if asked.skip_last_steps is None else asked.skip_last_steps
-    trained = max(1, policy.num_steps - skipped)
     rows = {
         name: tuple(explain(
             drawn.features[name].numpy(), values.double().numpy(), groups.numpy(), drawn.embeddings.numpy(),
-            trained_steps=trained, folds=FOLDS, seed=asked.seed % 2**32,
+            trained_steps=subject.trained_steps, folds=FOLDS, seed=asked.seed % 2**32,
         ))
         for name, values in returns.items()
     }  # fmt: skip
     return Ceiling(
-        suite.name, asked.train_split, len(numbers), len(groups), asked.seed, policy.num_steps, trained, rows
-    )
+        words, queries, subject.suite.name, subject.split, len(numbers), len(groups), asked.seed, policy.num_steps,
+        subject.trained_steps, rows,
+    )  # fmt: skip
 
 
-def base_policy(asked: Questions, suite: Suite, loaded: Mapping[str, Reward], runtime: Runtime) -> DiffusionPolicy:
-    """Load the base model as a run of the suite would begin with it: a fresh adapter has no effect."""
-    from overopt_bench.sizing import micro_batch
-    from overopt_bench.training.build import build_policy
-
-    changed: dict[str, Any] = {"num_steps": asked.num_steps or suite.defaults.num_steps}
-    if runtime.device == "cpu":  # where half precision saves no time
-        changed["precision"] = "float32"
-    settings, pipeline = suite.defaults.model_copy(update=changed), suite.pipeline()
-    fitting = runtime.micro_batch or micro_batch.choose_sampling(
-        pipeline, settings.precision, loaded.values(), settings.guidance_scale != 1, runtime.device
-    )
-    policy = build_policy(suite, pipeline, settings, asked.seed, runtime.model_copy(update={"micro_batch": fitting}))
-    policy.try_once()
-    return policy
-
-
-def skipped_steps(suite: Suite) -> int:
-    """Give the most last steps that the suite lets any algorithm skip; 0 where none knows such a parameter."""
-    known = [name for name in algorithms.names() if "skip_last_steps" in algorithms.get(name).Params.model_fields]
-    return max((resolve_params(name, suite.name, {})["skip_last_steps"] for name in known), default=0)
+def policy_of(
+    subject: Subject, seed: int, loaded: Mapping[str, Reward], runtime: Runtime
+) -> tuple[DiffusionPolicy, str, int | None]:
+    """Load the policy that is measured; give it, whose it is in words, and the queries that were spent on it."""
+    if subject.run is None or subject.config is None:
+        policy = untrained_policy(subject.suite, subject.settings, seed, runtime, loaded.values())
+        policy.try_once()
+        return policy, BASE, 0
+    policy = trained_policy(subject.run, subject.config, subject.suite, runtime, loaded.values())
+    queries = trained_queries(subject.run, policy)
+    return policy, of_run(subject.run, queries), queries
 
 
 @dataclass(frozen=True)
@@ -137,26 +93,20 @@ class Chains:
     embeddings: Tensor
 
 
-def draw(
-    policy: DiffusionPolicy, suite: Suite, loaded: Mapping[str, Reward], prompts: Sequence[str], asked: Questions
-) -> Chains:  # fmt: skip
+def draw(policy: DiffusionPolicy, subject: Subject, loaded: Mapping[str, Reward], asked: Questions) -> Chains:
     """Draw chains once for all proxies, and keep of them what a critic sees and what the proxies say."""
     from overopt_bench.encoders.latents import latent_features
-    from overopt_bench.evaluation.evaluator import Evaluator
     from overopt_bench.evaluation.scoring import all_scores
     from overopt_bench.training.build import critic_encoder, draw_prompts
-    from overopt_bench.training.calibration import calibrate
 
     sampling, choosing = (
         torch.Generator().manual_seed(stable_seed("ceiling", asked.seed, purpose))
         for purpose in ("sampling", "prompts")
     )
-    if any(reward.needs_base_samples for reward in loaded.values()):
-        evaluator = Evaluator.of_policy(policy, suite, loaded, prompts, images=1, eval_seed=0)
-        calibrate(loaded.values(), {}, evaluator, policy.world, lambda row: None)
+    standardise_rewards(policy, subject, loaded)
     each = min(EACH, asked.images // FOLDS)
-    chosen = draw_prompts(prompts, choosing, asked.images // each * each, each)
-    encoders = [critic_encoder(reward, suite)[0] for reward in loaded.values()]
+    chosen = draw_prompts(subject.prompts, choosing, asked.images // each * each, each)
+    encoders = [critic_encoder(reward, subject.suite)[0] for reward in loaded.values()]
     scores: dict[str, list[Tensor]] = {name: [] for name in loaded}
     features: dict[str, list[Tensor]] = {name: [] for name in loaded}
     embeddings = []
@@ -176,6 +126,22 @@ def draw(
         chosen, {name: torch.cat(parts) for name, parts in scores.items()},
         {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(embeddings),
     )  # fmt: skip
+
+
+def standardise_rewards(policy: DiffusionPolicy, subject: Subject, loaded: Mapping[str, Reward]) -> None:
+    """Standardise the rewards that need it: as the run did, or on images of the base model as a new run would."""
+    from overopt_bench.evaluation.evaluator import Evaluator
+    from overopt_bench.training.calibration import calibrate
+
+    if not any(reward.needs_base_samples for reward in loaded.values()):
+        return
+    suite, config = subject.suite, subject.config
+    prompts, seed = (subject.prompts, 0) if config is None else (config.training_prompts(suite), config.eval_seed)
+    evaluator = Evaluator.of_policy(policy, suite, loaded, prompts, images=0, eval_seed=seed)
+    if subject.run is None:
+        calibrate(loaded.values(), {}, evaluator, policy.world, lambda row: None)
+    else:
+        restore_calibration(loaded.values(), subject.run, evaluator.base_samples)
 
 
 def within_prompts(scores: Tensor, groups: Tensor) -> Tensor:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from overopt_bench.commands.sample import Drawing, plan, trained_policy
+from overopt_bench.commands.sample import Drawing, plan
+from overopt_bench.commands.trained import restore_calibration, trained_policy
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.errors import RunError, UserError
 from overopt_bench.lazy import torch
 from overopt_bench.prompts.tidy import tidy
 from overopt_bench.recording.identity import read_config
 from overopt_bench.registry import evaluated_rewards, get_reward, get_suite, rewards
-from overopt_bench.types import Reward, Suite
+from overopt_bench.types import Suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,41 +135,3 @@ def _judging(names: Sequence[str], usual: Sequence[str], prompts: Sequence[str],
                 raise
             print(f"warning: {name} is left out: {error}", file=sys.stderr, flush=True)
     return judging
-
-
-def restore_calibration(
-    rewards: Iterable[Reward], run: Path, base_samples: Callable[[], tuple[Tensor, Sequence[str]]]
-) -> None:  # fmt: skip
-    """Give rewards with ``needs_base_samples`` the values that the run recorded.
-
-    Where it recorded none they see the base samples that it would have shown them, which stderr says.
-    """
-    recorded, absent = recorded_calibrations(run), []
-    for reward in rewards:
-        if reward.needs_base_samples and reward.name in recorded:
-            reward.load_calibration(recorded[reward.name])
-        elif reward.needs_base_samples:
-            absent.append(reward)
-    if absent:
-        images, prompts = base_samples()
-        names = ", ".join(reward.name for reward in absent)
-        print(
-            f"note: {names} is not in the run's record; standardised here on {len(images)} base samples of its training prompts",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        for reward in absent:
-            reward.calibrate(images, prompts)
-
-
-def recorded_calibrations(run: Path) -> dict[str, dict[str, Any]]:
-    """The "calibration" events of a run by their reward.
-
-    Raises:
-        UserError: where the record cannot be read.
-    """
-    path = run / "metrics.jsonl"
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if '"calibration"' in line]
-        return {str(event["reward"]): event for event in map(json.loads, lines) if event["event"] == "calibration"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__})") from None

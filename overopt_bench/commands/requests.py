@@ -187,17 +187,24 @@ class ScoreRequest(Machine, Plugins, SuiteChoice, Pictures):
 
 
 class Questions(BaseModel):
-    """What a critic could explain, of which rewards and on how many images of the base model."""
+    """What a critic could explain, of which rewards and on how many images of which policy."""
 
-    proxy: str = Field(
-        kw_only=False, description="Proxy rewards, separated by commas.", json_schema_extra={"metavar": "P,Q"}
-    )
+    proxy: str | None = Field(
+        default=None, kw_only=False, description="Proxy rewards, separated by commas. [the run's]",
+        json_schema_extra={"metavar": "P,Q"},
+    )  # fmt: skip
+    run: Path | None = option(
+        "Draw from the policy of this run folder, by the last adapter that it saved, as it was sampled there.", None,
+        source="the base model", metavar="RUN",
+    )  # fmt: skip
     images: int = option("Images to draw, of as many prompts as give 16 each.", 1024, ge=1)
     seed: int = option("Seed of prompts, noise and critics.", 0, ge=0, le=LARGEST_SEED)
-    train_split: str = option("Prompts of the suite: train, or tuning to search settings.", "train")
-    num_steps: int | None = option("Denoising steps.", None, source="the suite's", ge=2, le=1000)
+    train_split: str | None = option(
+        "Prompts of the suite: train, or tuning to search settings.", None, source="the run's, else train"
+    )
+    num_steps: int | None = option("Denoising steps.", None, source="the run's, else the suite's", ge=2, le=1000)
     skip_last_steps: int | None = option(
-        "Last denoising steps that no algorithm trains on.", None, source="the most that the suite sets", ge=0
+        "Last denoising steps not trained on.", None, source="the run's, else the most that the suite sets", ge=0
     )
     out: Path | None = option("Also write the numbers to this file, .json or .csv.", None, metavar="FILE")
 

@@ -6,11 +6,12 @@ import csv
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overopt_bench.commands.trained import trained_policy
 from overopt_bench.compute.runtime import Runtime
 from overopt_bench.diffusion.adapter import adapter_file
 from overopt_bench.errors import RunError, UserError
@@ -20,13 +21,11 @@ from overopt_bench.recording.identity import read_config
 from overopt_bench.registry import get_suite
 from overopt_bench.seeding import stable_seed
 from overopt_bench.text import csv_text
-from overopt_bench.types import Reward, Suite
 from overopt_bench.weights import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overopt_bench.config import RunConfig
     from overopt_bench.diffusion.policy import DiffusionPolicy
 
 INDEX = "index.csv"
@@ -72,39 +71,6 @@ def plan(prompts: Sequence[str], count: int, seed: int) -> list[Drawing]:
             f"warning: --prompt {twice!r} is given twice and drawn once, for the images are the same", file=sys.stderr
         )
     return [Drawing(prompt, seed, k) for prompt in different for k in range(count)]
-
-
-def trained_policy(
-    run: Path, config: RunConfig, suite: Suite, runtime: Runtime, rewards: Iterable[Reward] = ()
-) -> DiffusionPolicy:
-    """Load the policy of a run as it trained: base model, precision, sampler, and the adapter that it saved.
-
-    Args:
-        run: the run's folder.
-        config: the run's configuration.
-        suite: the run's suite, for its base model.
-        runtime: where and how fast.
-        rewards: what will be on the device besides; counts where micro-batches are chosen.
-
-    Raises:
-        UserError: where the suite's weights are missing, or the adapter is or is damaged.
-        RunError: where a weight of the adapter is not finite.
-    """
-    if not adapter_file(run / "adapter").exists():  # before the base model is loaded
-        raise UserError(f"{run} has no adapter; a run saves it at its first evaluation")
-    from overopt_bench.sizing import micro_batch
-    from overopt_bench.training.build import build_policy
-
-    pipeline = suite.pipeline()
-    fitting = runtime.micro_batch or micro_batch.choose_sampling(
-        pipeline, config.precision, rewards, config.guidance_scale != 1, runtime.device
-    )
-    policy = build_policy(suite, pipeline, config, config.seed, runtime.model_copy(update={"micro_batch": fitting}))
-    try:
-        policy.load_adapter(run / "adapter")
-    except FloatingPointError as error:
-        raise RunError(f"{run} diverged: {error}") from None
-    return policy
 
 
 def sample_images(policy: DiffusionPolicy, drawings: Sequence[Drawing]) -> Iterator[tuple[Sequence[Drawing], Tensor]]:

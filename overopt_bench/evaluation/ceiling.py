@@ -1,4 +1,4 @@
-"""What critics could explain: its table, its sentences, its file."""
+"""What critics could explain of a policy's returns: its table, its sentences, its file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from overopt_bench.evaluation.explaining import Explained, HeldOut, Share
 
 COLUMNS = 8  # steps in the table, at most
+BASE = "the base model"
 HELD_OUT: dict[HeldOut, str] = {"chains": "held-out chains of known prompts", "prompts": "held-out prompts"}
+
+
+def of_run(run: Path, queries: int | None) -> str:
+    """Say in words whose policy was measured: a run's, after as many queries where that is known."""
+    spent = "a number of queries that its folder does not tell" if queries is None else f"{queries:,} queries"
+    return f"the policy of {run} after {spent}"
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,10 @@ class Ceiling:
     """What was asked and found.
 
     Attributes:
+        policy: whose images, in words: ``BASE`` or ``of_run``.
+        queries: how many that policy was trained on; 0 for the base model, None where that is not known.
         suite: its name.
-        split: of the suite's prompts.
+        split: of the suite's prompts, or that they are a run's own.
         prompts: how many were drawn of.
         images: how many were drawn.
         seed: of prompts, noise and critics.
@@ -36,6 +45,8 @@ class Ceiling:
         rows: by proxy, a row for each kind of critic and of held-out data.
     """
 
+    policy: str
+    queries: int | None
     suite: str
     split: str
     prompts: int
@@ -46,11 +57,12 @@ class Ceiling:
     rows: dict[str, tuple[Explained, ...]]
 
     def table(self) -> pd.DataFrame:
-        """One row a proxy, critic and kind of held-out data, one column a number."""
+        """One row a proxy, critic and kind of held-out data, one column a number; every row says whose policy it is."""
         import pandas as pd
 
         return pd.DataFrame([
-            {"proxy": proxy, "critic": row.critic, "inputs": row.inputs, "held_out": row.held_out, **{
+            {"policy": self.policy, "queries": self.queries, "proxy": proxy, "critic": row.critic, "inputs": row.inputs,
+             "held_out": row.held_out, **{
                 f"{name}{suffix}": number
                 for name, share in (
                     ("pooled", row.pooled), ("trained", row.trained), *((f"step {k}", s) for k, s in enumerate(row.steps))
@@ -62,6 +74,8 @@ class Ceiling:
 
     def sentences(self) -> Iterator[str]:
         """Say in words what the numbers of each proxy mean, of critics that are chosen before the numbers are known."""
+        kept = "" if self.policy == BASE else ", by the last adapter that it saved, the only one that a run keeps"
+        yield f"Returns are those of {self.policy}{kept}."
         yield (
             "Errors are standard errors over prompts. A critic finds nothing at a step where its share is not two of them"
             " above zero; there may still be as much as the error allows, or what another critic would find."
@@ -83,10 +97,12 @@ class Ceiling:
     def show(self) -> None:
         """Print the table and the sentences."""
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         shown = range(0, self.num_steps, -(-self.num_steps // COLUMNS))
-        table = Table(title=f"explained variance of returns, {self.images} images of {self.prompts} prompts")
+        title = f"explained variance of returns of {self.policy}, {self.images} images of {self.prompts} prompts"
+        table = Table(title=escape(title))
         for name in ("proxy", "critic", "inputs", "held out"):
             table.add_column(name)
         for name in ("pooled", f"mean of 0-{self.trained_steps - 1}", *(f"step {k}" for k in shown)):
