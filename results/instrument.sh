@@ -15,4 +15,12 @@ overopt-bench sweep "${common[@]}" --budget 2048 --proxy human --seeds 0-5
 overopt-bench sweep "${common[@]}" --budget 2048 --proxy imagereward --seeds 0-5 --set lr=7e-4 --tag slower
 overopt-bench sweep "${common[@]}" --budget 1536 --proxy imagereward --seeds 0 --tag shorter
 
+# what there is for a critic to explain: of the base model's returns, and of those of the policies that TDPO ended with
+overopt-bench ceiling --suite mini --proxy imagereward,aesthetic,pickscore --out "$out/ceiling.json"
+for proxy in imagereward aesthetic pickscore; do
+    for seed in 0 1 2; do
+        overopt-bench ceiling --run "results/reference/mini/$proxy/tdpo/seed$seed" --out "$out/ceiling-$proxy-$seed.json"
+    done
+done
+
 python "$out/check.py"

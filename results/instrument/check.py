@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,12 @@ from overopt_bench.plugins import load_plugins
 from overopt_bench.report import readings
 from overopt_bench.report.columns import SPLITS
 from overopt_bench.report.comparisons import END, FALL
+from overopt_bench.report.critics import second_half
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import Run, find_runs
 from overopt_bench.report.readings import Reading
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
-from overopt_bench.report.statistics import Difference, against_zero, difference, holm
+from overopt_bench.report.statistics import Difference, against_zero, difference, holm, over_seeds
 from overopt_bench.report.wording import interval, shown, wins
 
 HERE = Path(__file__).parent
@@ -48,6 +50,7 @@ def main() -> None:
         *same_stream(ddpo, of(runs, "ddpo [again]", "imagereward")),
         *known_effects(runs, ddpo),
         *smallest_effects(runs),
+        *critics(runs),
     ]
     (HERE / "README.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
@@ -193,6 +196,61 @@ def smallest_effects(runs: Sequence[Run]) -> list[str]:
         "",
         table(sensitivity_table(group, sensitivities(group))),
     ]
+
+
+def critics(runs: Sequence[Run]) -> list[str]:
+    """What critics explained beside what there was to explain, and whether a reset one comes back."""
+    base = json.loads((HERE / "ceiling.json").read_text(encoding="utf-8"))["rows"]
+    rows = [
+        critic(runs, proxy, linear(found)) for proxy, found in base.items() if of(runs, "tdpo", proxy, reference=True)
+    ]
+    return [
+        "",
+        "## The critic",
+        "",
+        "Explained variance of the returns over all five steps. The bar is half of what a linear critic of the same features, blind"
+        " to prompt and step, explains on held-out chains of known prompts (`overopt-bench ceiling`, standard errors over prompts):"
+        " of the base model's returns, and (mean of seeds 0 to 2) of those of the policy that TDPO ended with"
+        " (`ceiling --run`). TDPO's is that of each epoch's returns before the critic was trained on them, over the second half of"
+        " the run; mean over seeds with the 95 % interval. Recovery: what TDPO-R's critic explains in the last epochs before resets"
+        " over what TDPO's does at the same queries and seeds.",
+        "",
+        table(pd.DataFrame(rows)),
+    ]
+
+
+def linear(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The share that the published kind of critic could explain, with its error."""
+    wanted = {"critic": "linear", "inputs": "features", "held_out": "chains"}
+    (found,) = (row for row in rows if wanted.items() <= row.items())
+    return dict(found["trained"])
+
+
+def critic(runs: Sequence[Run], proxy: str, base: dict[str, float]) -> dict[str, str]:
+    """One proxy's row."""
+    plain, reset = (of(runs, label, proxy, reference=True) for label in ("tdpo", "tdpo_r"))
+    ends = [
+        json.loads(file.read_text(encoding="utf-8"))["rows"] for file in sorted(HERE.glob(f"ceiling-{proxy}-*.json"))
+    ]
+    trained = [linear(rows[proxy])["value"] for rows in ends]
+    shares = [one.overall[second_half(one)].mean() for run in plain if (one := run.explained) is not None]
+    found = over_seeds(np.array(shares))
+    both = [
+        (two.overall[two.before_reset], one.overall[: len(two.overall)][two.before_reset])
+        for run in plain for other in reset if run.config["seed"] == other.config["seed"]
+        if (one := run.explained) is not None and (two := other.explained) is not None
+    ]  # fmt: skip
+    after, without = (np.concatenate(side) for side in zip(*both, strict=True))
+    return {
+        "proxy": proxy, "ceiling, base model": f"{base['value']:.3f} ± {base['error']:.3f}",
+        "ceiling, TDPO's last policy": f"{np.mean(trained):.3f} ({min(trained):.3f} to {max(trained):.3f})" if trained else "-",
+        "TDPO, second half": f"{found.value:.3f} ({interval(found)}, {found.count} seeds)",
+        "of the base model's": f"{found.value / base['value']:.0%}",
+        "of the last policy's": f"{found.value / np.mean(trained):.0%}" if trained else "-",
+        "resets": f"{len(after) / len(both):g} a run",
+        "TDPO-R before them, TDPO there": f"{after.mean():.3f}, {without.mean():.3f}",
+        "recovery": f"{after.mean() / without.mean():.0%} ({len(after)} resets)",
+    }  # fmt: skip
 
 
 def told(one: Difference) -> dict[str, str]:
