@@ -71,3 +71,14 @@ def test_equal_runs_tell_nothing_of_what_could_be_shown(tmp_path: Path) -> None:
     (end,) = (one for one in sensitivities(group) if (one.gold, one.question) == ("imagereward", END))
     assert sensitivity_sentence([end], "aesthetic", "imagereward") != ""
     assert sensitivity_sentence([replace(end, deviations=np.zeros(1))], "aesthetic", "imagereward") == ""
+
+
+def test_a_single_run_is_told_how_the_reference_records_scatter(tmp_path: Path) -> None:
+    records = group_of(tmp_path / "records", 4)
+    write_run(tmp_path / "own", "tdpo", seed=7, gold=("imagereward",), others={"imagereward": GOLD["ddpo"]})
+    (alone,) = group_runs(find_runs([tmp_path / "own"]))
+    assert sensitivities(alone) == []
+    found = sensitivities(replace(alone, reference=records))
+    assert found and all(one.reference for one in found)
+    text = sensitivity_sentence(found, "aesthetic", "imagereward")
+    assert text.endswith("deviations of the base model's images), as the reference records scatter.")

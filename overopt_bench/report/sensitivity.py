@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, product
 
@@ -35,6 +35,7 @@ class Sensitivity:
         pairs: the fewest and the most pairs of seeds that these have.
         deviations: of each pair of algorithms, the standard deviation of its paired differences ``[algorithms]``.
         spread: deviation of the gold over the base model's images, in which effects are told.
+        reference: whether this is how the reference records scatter.
     """
 
     proxy: str
@@ -45,6 +46,7 @@ class Sensitivity:
     pairs: tuple[int, int]
     deviations: Array
     spread: float
+    reference: bool = False
 
     @property
     def deviation(self) -> float:
@@ -57,8 +59,20 @@ class Sensitivity:
 
 
 def sensitivities(group: Group) -> list[Sensitivity]:
-    """Find how much paired differences scatter, where two trained algorithms have enough seeds in common."""
-    found = []
+    """Find how much paired differences scatter, where two trained algorithms have enough seeds in common.
+
+    What the group's own runs do not tell of a proxy and gold is that of the reference records beside them.
+    """
+    own = list(_scatter(group))
+    told = {(one.proxy, one.gold) for one in own}
+    others = () if group.reference is None else _scatter(group.reference)
+    return own + [
+        replace(one, reference=True) for one in others
+        if one.proxy in group.proxies() and one.gold in group.golds(one.proxy) and (one.proxy, one.gold) not in told
+    ]  # fmt: skip
+
+
+def _scatter(group: Group) -> Iterator[Sensitivity]:
     for proxy in group.proxies():
         for gold, split in product(group.golds(proxy), SPLITS):
             spreads = [
@@ -74,10 +88,7 @@ def sensitivities(group: Group) -> list[Sensitivity]:
                 if pairs and spreads:
                     counts, deviations = [len(one) for one in pairs], np.array([one.std(ddof=1) for one in pairs])
                     limits, spread = (min(counts), max(counts)), float(np.mean(spreads))
-                    found.append(
-                        Sensitivity(proxy, gold, split, question, len(pairs), limits, deviations, spread)
-                    )  # fmt: skip
-    return found
+                    yield Sensitivity(proxy, gold, split, question, len(pairs), limits, deviations, spread)
 
 
 def _differences(group: Group, proxy: str, gold: str, reading: Reading) -> Iterator[Array]:
@@ -93,7 +104,7 @@ def sensitivity_table(group: Group, found: Sequence[Sensitivity]) -> pd.DataFram
     """Tabulate the smallest effects; those in deviations compare proxies and golds with each other."""
     return pd.DataFrame([
         {"proxy": one.proxy, "gold": gold_name(group, one.gold), "prompts": PROMPTS[one.split], "what": one.question,
-         "pairs of algorithms": one.algorithms, "pairs of seeds": _range(*one.pairs),
+         "pairs of algorithms": f"{one.algorithms}{', reference' if one.reference else ''}", "pairs of seeds": _range(*one.pairs),
          "deviation of a difference": f"{one.deviation:.3g}",
          "least to greatest": f"{one.deviations.min():.3g} to {one.deviations.max():.3g}",
          "smallest effect, seeds at hand": _effect(one.smallest(one.pairs[0])),
@@ -114,6 +125,8 @@ def sensitivity_sentence(found: Sequence[Sensitivity], proxy: str, gold: str) ->
                 f"On {proxy} one comparison of {gold} at the end shows, four times in five, {ten:.3g} or more with {TEN} paired"
                 f" seeds ({ten / one.spread:.2g} deviations of the base model's images)"
             )
+            if one.reference:
+                return f"{text}, as the reference records scatter."
             if one.pairs[0] != TEN:
                 text += f" and {_or_more(here)} with the {one.pairs[0]} at hand"
             if one.algorithms > 1:

@@ -51,8 +51,8 @@ def verdicts(
             if of == proxy:
                 called = f"{group.role(gold)} ({gold})"
                 sentences += [_leaders(same, called)] if many else _each(same, called, happened)
-                text = sensitivity_sentence(able, proxy, gold)
-                sentences += [Verdict(proxy, text, False)] if text else []
+        known = (sensitivity_sentence(able, proxy, gold) for gold in group.golds(proxy))
+        sentences += [Verdict(proxy, text, False) for text in known if text]
         sentences += [Verdict(proxy, text, fell) for of, text, fell in stops if of == proxy]
     return sentences
 
