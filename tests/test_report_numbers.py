@@ -16,7 +16,7 @@ from overopt_bench.evaluation.clusters import standard_error, units
 from overopt_bench.report import curves
 from overopt_bench.report.cells import show
 from overopt_bench.report.comparisons import END, FALL, GAIN, KL, comparisons, comparisons_table
-from overopt_bench.report.filmstrip import Album, filmstrips
+from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
@@ -125,6 +125,16 @@ def test_a_frame_is_cut_out_by_line_and_column(tmp_path: Path) -> None:
             assert image.size == (CELL, CELL)
             seen += [{*np.asarray(image).flat}]
     assert seen == [{10 * k} for k in (0, 4, 8, 12)]
+
+
+def test_frames_are_of_the_first_seed_whose_pictures_are_there(tmp_path: Path) -> None:
+    """A record that came without its pictures says everything but what it looked like."""
+    folders = [write_run(tmp_path, "ddpo", seed=seed) for seed in range(3)]
+    for file in (folders[0] / "images").glob("*.png"):
+        file.unlink()
+    (strip,) = filmstrips(one_group(tmp_path), Album())
+    assert {row["seed"] for prompt in strip["prompts"] for row in prompt["rows"]} == {1}
+    assert len(stills(one_group(tmp_path), "aesthetic", Album())["ddpo"]) > 0
 
 
 def test_a_peak_below_the_end_is_printed_with_its_reason(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def stills(group: Group, proxy: str, shown: dict[str, list[Still]]) -> Figure:
     figure = Figure(figsize=(width, total))
     ax = figure.add_axes((0, 0, 1, 1))
     peaks = "".join(f"peak of {gold}, " for gold in golds)
-    title = f"Trained on {proxy}: start, {peaks}end — {group.title}; first seed"
+    title = f"Trained on {proxy}: start, {peaks}end — {group.title}; one seed each"
     ax.text(width / 2, total - 0.1, title, fontsize=10, ha="center", va="top", wrap=True)
     for row, (label, images) in enumerate(shown.items()):
         bottom = total - 0.5 - height * row - 3 * line - side

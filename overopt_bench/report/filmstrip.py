@@ -89,7 +89,7 @@ def _cell(grid: Image.Image, place: Place, k: int) -> Image.Image | None:
 
 
 def filmstrips(group: Group, album: Album) -> list[dict[str, Any]]:
-    """For each proxy: prompts, and per prompt and algorithm the frames (first seed) with their scores.
+    """For each proxy: prompts, and per prompt and algorithm the frames (of one seed) with their scores.
 
     A frame is {"queries", "src" (a picture as data URI), "scores" (the proxy's and each gold's, in the order of the
     strip's "rewards"; None where the run did not record it)}. Where a page has very many runs, each has fewer frames.
@@ -112,9 +112,17 @@ def filmstrips(group: Group, album: Album) -> list[dict[str, Any]]:
 
 
 def _pictured(group: Group, proxy: str, points: int = 1) -> list[Run]:
-    """The first seed of each algorithm that trains, of those that scored images at so many points."""
-    runs = [group.of(proxy, label)[0] for label in group.trained(proxy)]
+    """A seed of each algorithm that trains, of those that scored images at so many points: the first that has pictures."""
+    seeds = [group.of(proxy, label) for label in group.trained(proxy)]
+    runs = [next(filter(_has_pictures, own), own[0]) for own in seeds]
     return [run for run in runs if len(run.points.get(SPLIT, ())) >= points]
+
+
+def _has_pictures(run: Run) -> bool:
+    """Whether the images of the last evaluation are there: records are kept, and committed, without them."""
+    points = run.points.get(SPLIT, ())
+    place = points[-1].place if points else None
+    return place is not None and (run.folder / place.file).is_file()
 
 
 def _rows(run: Run, rewards: list[str], most: int, album: Album) -> dict[str, Any]:
@@ -160,7 +168,7 @@ class Still:
 
 
 def stills(group: Group, proxy: str, album: Album) -> dict[str, list[Still]]:
-    """Per algorithm, the first seed's images at the start, where the mean of each gold is highest, and at the end."""
+    """Per algorithm, the images of one seed at the start, where the mean of each gold is highest, and at the end."""
     runs = _pictured(group, proxy, 2)
     golds = [gold for gold in group.golds(proxy) if all(run.recorded(gold) for run in runs)]
     found: dict[str, list[Still]] = {}
