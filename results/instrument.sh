@@ -15,6 +15,10 @@ overopt-bench sweep "${common[@]}" --budget 2048 --proxy human --seeds 0-5
 overopt-bench sweep "${common[@]}" --budget 2048 --proxy imagereward --seeds 0-5 --set lr=7e-4 --tag slower
 overopt-bench sweep "${common[@]}" --budget 1536 --proxy imagereward --seeds 0 --tag shorter
 
+# what the critic does: TDPO with one that learns nothing
+overopt-bench sweep --suite mini --algo tdpo --budget 2048 --proxy imagereward --seeds 0-9 --set critic_lr=1e-12 \
+    --set critic_updates=1 --tag blind --out "$out"
+
 # what there is for a critic to explain: of the base model's returns, and of those of the policies that TDPO ended with
 overopt-bench ceiling --suite mini --proxy imagereward,aesthetic,pickscore --out "$out/ceiling.json"
 for proxy in imagereward aesthetic pickscore; do
