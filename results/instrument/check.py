@@ -26,7 +26,7 @@ from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
 from overopt_bench.report.statistics import against_zero, difference, holm
 from overopt_bench.report.wording import shown
 
-FAMILIES = 2_000  # resampled ones
+FAMILIES = 1_000  # resampled ones
 FEWEST = 6  # pairs of seeds in one of them
 CLOCKS = ("seconds", "time", "per_second")  # parts of the names of numbers that no two runs share
 Numbers = dict[int, float]  # by seed
@@ -82,7 +82,7 @@ def equal_methods(ddpo: Sequence[Run], twin: Sequence[Run]) -> list[str]:
         f" {sum(shown(one, one.p) for one in found)} would be called shown if each stood alone,"
         f" {sum(map(shown, found, corrected))} after Holm's correction for all.",
         "",
-        f"Resampled {FAMILIES} times ({FEWEST} to {pairs} of the seeds, and in each pair by chance which is which), one comparison"
+        f"Resampled {FAMILIES:,} times ({FEWEST} to {pairs} of the seeds, and in each pair by chance which is which), one comparison"
         f" alone is called shown in **{alone:.1%}** of cases, and in **{together:.1%}** of the families of all {len(found)}"
         f" comparisons anything is, after Holm's correction. Unpaired (Welch: the seeds split in two, one half of each name's),"
         f" one alone in **{unpaired:.1%}**. At most 7 % was asked for.",
