@@ -27,4 +27,4 @@ for proxy in imagereward aesthetic pickscore; do
     done
 done
 
-python "$out/check.py"
+python "$out/check.py" >"$out/README.md"

@@ -1,6 +1,6 @@
 """Ask the report's statistics what is known: of equal methods, of effects whose sign is certain, and how small one may be.
 
-Reads the runs of ``results/reference`` and ``results/instrument``, and writes ``results/instrument/README.md``.
+Reads the runs of ``results/reference`` and ``results/instrument`` and prints ``results/instrument/README.md``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import Run, find_runs
 from overopt_bench.report.readings import Reading
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
-from overopt_bench.report.statistics import against_zero, difference, holm
+from overopt_bench.report.statistics import Difference, against_zero, difference, holm
 from overopt_bench.report.wording import shown
 
 FAMILIES = 1_000  # resampled ones
@@ -33,7 +32,7 @@ Numbers = dict[int, float]  # by seed
 
 
 def main() -> None:
-    """Write the page."""
+    """Print the page."""
     load_plugins([HERE / "twin.py"])
     runs = [run for run in find_runs([REFERENCE, HERE / "mini"]) if run.state in ("complete", "duplicate")]
     ddpo = of(runs, "ddpo", "imagereward", reference=True)
@@ -49,68 +48,79 @@ def main() -> None:
         *smallest_effects(runs),
         *critics(runs),
     ]
-    (HERE / "README.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    print("\n".join(page))
 
 
-def questions(rewards: Sequence[str]) -> Iterator[tuple[str, str, str, Reading]]:
-    """Everything that is asked of a reward on its own: split, reward, question, how it is read."""
-    for split, reward in product(SPLITS, rewards):
-        yield split, reward, END, partial(readings.end, key=f"{split}/{reward}/mean")
-        yield split, reward, FALL, partial(readings.fall, split=split, gold=reward)
+def questions(rewards: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Reading]]]:
+    """The families that a report corrects for: a question on one split, and how it is read off each reward."""
+    for split in SPLITS:
+        yield split, END, {name: partial(readings.end, key=f"{split}/{name}/mean") for name in rewards}
+        yield split, FALL, {name: partial(readings.fall, split=split, gold=name) for name in rewards}
 
 
 def equal_methods(ddpo: Sequence[Run], twin: Sequence[Run]) -> list[str]:
     """A/A with different streams of sampling noise, as the runs are and resampled."""
     rewards = list(ddpo[0].reward_hashes)
-    asked = [
-        (split, reward, what, readings.by_seed(ddpo, reading), readings.by_seed(twin, reading))
-        for split, reward, what, reading in questions(rewards)
-    ]
-    found = [difference(one, two) for *_, one, two in asked]
-    corrected = holm([one.p for one in found])
-    rows = [
-        {"prompts": split, "reward": reward, "what": what, **told(one), "p (Holm, all rows)": f"{p:.3f}"}
-        for (split, reward, what, *_), one, p in zip(asked, found, corrected, strict=True)
-    ]
-    alone, together, unpaired = resampled([(one, two) for *_, one, two in asked])
-    pairs = found[0].count
+    families, rows, found = [], [], []
+    for split, what, asked in questions(rewards):
+        family = [tuple(readings.by_seed(runs, reading) for runs in (ddpo, twin)) for reading in asked.values()]
+        families.append(family)
+        compared = [difference(one, two) for one, two in family]
+        corrected = holm([one.p for one in compared])
+        found += [*zip(compared, corrected, strict=True)]
+        rows += [
+            {"prompts": split, "what": what, "reward": name, **told(one), "p (Holm)": f"{p:.3f}"}
+            for name, one, p in zip(rewards, compared, corrected, strict=True)
+        ]
+    alone, together, unpaired = resampled(families)
+    pairs = found[0][0].count
     return [
         "## Equal methods",
         "",
         f"`ddpo` against itself under another name (`ddpo_twin`), with another stream of sampling noise: {pairs} pairs of seeds on"
         f" imagereward, all {len(rewards)} recorded rewards. Of {len(found)} comparisons"
-        f" {sum(shown(one, one.p) for one in found)} would be called shown if each stood alone,"
-        f" {sum(map(shown, found, corrected))} after Holm's correction for all.",
+        f" {sum(shown(one, one.p) for one, _ in found)} would be called shown if each stood alone,"
+        f" {sum(shown(one, p) for one, p in found)} after Holm's correction for the rewards of a question.",
         "",
-        f"Resampled {FAMILIES:,} times ({FEWEST} to {pairs} of the seeds, and in each pair by chance which is which), one comparison"
-        f" alone is called shown in **{alone:.1%}** of cases, and in **{together:.1%}** of the families of all {len(found)}"
-        f" comparisons anything is, after Holm's correction. Unpaired (Welch: the seeds split in two, one half of each name's),"
-        f" one alone in **{unpaired:.1%}**. At most 7 % was asked for.",
+        f"Resampled {FAMILIES:,} times, one comparison alone is called shown in **{alone:.1%}** of cases ({FEWEST} to {pairs} of the"
+        f" seeds, and in each pair by chance which is which); anything after Holm's correction in **{together:.1%}** of the families of"
+        f" one question ({len(rewards)} rewards, all {pairs} pairs); and one comparison of unpaired runs in **{unpaired:.1%}** (Welch:"
+        " half of the seeds of one name, the other half of the other). At most 7 % was asked for.",
         "",
         table(pd.DataFrame(rows)),
         "",
     ]
 
 
-def resampled(asked: Sequence[tuple[Numbers, Numbers]]) -> tuple[float, float, float]:
-    """Shares of equal comparisons that are called shown: one alone, anything in a family of all, one alone unpaired."""
+def resampled(families: Sequence[Sequence[tuple[Numbers, ...]]]) -> tuple[float, float, float]:
+    """Shares of equal comparisons that are called shown.
+
+    Returns:
+        Of single comparisons, with some of the seeds; of families that call anything shown, with all seeds, for of fewer nothing
+        could be after the correction; and of single comparisons of unpaired runs.
+    """
     generator = np.random.default_rng(0)
-    seeds = np.array(sorted(asked[0][0].keys() & asked[0][1].keys()))
+    every = [pair for family in families for pair in family]
+    seeds = np.array(sorted(every[0][0].keys() & every[0][1].keys()))
     alone, together, unpaired = [], [], []
     for _ in range(FAMILIES):
-        chosen = generator.permutation(seeds)[: generator.integers(FEWEST, len(seeds) + 1)]
-        swapped = dict(zip(chosen.tolist(), generator.random(len(chosen)) < 0.5, strict=True))
-        paired = [
-            against_zero(np.array([(-1) ** swap * (a[seed] - b[seed]) for seed, swap in swapped.items()]))
-            for a, b in asked
-        ]
-        alone.append(np.mean([shown(one, one.p) for one in paired]))
-        together.append(any(map(shown, paired, holm([one.p for one in paired]))))
-        half = generator.permutation(seeds)
-        one_half, other_half = half[: len(half) // 2].tolist(), half[len(half) // 2 :].tolist()
-        apart = [difference({s: a[s] for s in one_half}, {s: b[s] for s in other_half}) for a, b in asked]
-        unpaired.append(np.mean([shown(one, one.p) for one in apart]))
+        swapped = dict(zip(seeds.tolist(), generator.random(len(seeds)) < 0.5, strict=True))
+        some = generator.permutation(seeds)[: generator.integers(FEWEST, len(seeds) + 1)].tolist()
+        alone += [shown(one, one.p) for one in (swapped_difference(pair, swapped, some) for pair in every)]
+        for family in families:
+            found = [swapped_difference(pair, swapped, seeds.tolist()) for pair in family]
+            together.append(any(map(shown, found, holm([one.p for one in found]))))
+        order = generator.permutation(seeds).tolist()
+        one_half, other_half = order[: len(order) // 2], order[len(order) // 2 :]
+        apart = [difference({s: a[s] for s in one_half}, {s: b[s] for s in other_half}) for a, b in every]
+        unpaired += [shown(one, one.p) for one in apart]
     return float(np.mean(alone)), float(np.mean(together)), float(np.mean(unpaired))
+
+
+def swapped_difference(pair: tuple[Numbers, ...], swapped: dict[int, bool], seeds: Sequence[int]) -> Difference:
+    """The paired difference of some seeds, where in some pairs each side stands for the other."""
+    one, two = pair
+    return against_zero(np.array([(-1) ** swapped[seed] * (one[seed] - two[seed]) for seed in seeds]))
 
 
 def same_stream(ddpo: Sequence[Run], again: Sequence[Run]) -> list[str]:
