@@ -177,6 +177,7 @@ def test_the_critics_steps_are_counted_too(tmp_path: Path, monkeypatch: pytest.M
         "images_per_prompt=4",
         "max_grad_norm=0.5",
         "batch_size=8",
+        "critic_updates=1",
         "skip_last_steps=0",
     ):
         words += ["--set", pair]

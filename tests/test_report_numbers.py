@@ -188,13 +188,13 @@ def test_a_pool_is_cross_fitted_by_its_halves(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_committed_records_are_larger_over_prompts() -> None:
-    """Images of one prompt agree: over prompts the errors of the last golds are 1.35 times those over images."""
+    """Images of one prompt agree: over prompts the errors of the last golds are about 1.35 times those over images."""
     ratios = []
     for run in find_runs([REFERENCE / "imagereward", REFERENCE / "aesthetic"]):
         scores = run.scores("train", "human")
         if run.role == "trains" and scores is not None:
             ratios.append(standard_error(units(scores[-1], run.prompts("train"))) / standard_error(scores[-1]))
-    assert len(ratios) == 24 and np.median(ratios) == pytest.approx(1.35, abs=0.1)
+    assert len(ratios) >= 50 and np.median(ratios) == pytest.approx(1.35, abs=0.1)
 
 
 def test_falls_are_compared_only_where_something_fell(tmp_path: Path) -> None:
