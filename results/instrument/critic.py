@@ -22,9 +22,8 @@ from overopt_bench.report.wording import interval, shown
 def critics(runs: Sequence[Run]) -> list[str]:
     """What critics explained beside what there was to explain, and whether a reset one comes back."""
     base = json.loads((HERE / "ceiling.json").read_text(encoding="utf-8"))["rows"]
-    rows = [
-        critic(runs, proxy, linear(found)) for proxy, found in base.items() if of(runs, "tdpo", proxy, reference=True)
-    ]
+    known = {run.proxy for run in runs if run.algo == "tdpo_r"}
+    rows = [critic(runs, proxy, linear(found)) for proxy, found in base.items() if proxy in known]
     return [
         "",
         "## The critic",
