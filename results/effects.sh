@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What options do to numbers, on prompts and a seed that no reported run uses: the KL penalty at four weights and two
-# places, and the two algorithms that have no reference records. One seed: enough to see an effect, not to compare methods.
+# places, and grpo, which has no reference records. One seed: enough to see an effect, not to compare methods.
 set -euo pipefail
 small=(--proxy imagereward --seeds 100 --train-split tuning --suite mini --budget 512 --eval-points 2 --out results/search)
-overopt-bench sweep --algo ddpo,alignprop,grpo,nft "${small[@]}" --tag effect
-overopt-bench sweep --algo grpo --set window=2 --set ratio=guard "${small[@]}" --tag effect-window
+overopt-bench sweep --algo ddpo,alignprop,grpo "${small[@]}" --tag effect
+overopt-bench sweep --algo grpo --set window=2 "${small[@]}" --tag effect-window
 for beta in 0.01 0.1 1 10; do
     overopt-bench sweep --algo ddpo --mitigation "kl:beta=$beta" "${small[@]}" --tag effect
 done
