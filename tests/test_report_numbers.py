@@ -137,6 +137,13 @@ def test_frames_are_of_the_first_seed_whose_pictures_are_there(tmp_path: Path) -
     assert len(stills(one_group(tmp_path), "aesthetic", Album())["ddpo"]) > 0
 
 
+def test_a_picture_whose_name_no_file_can_have_is_not_there(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "ddpo")
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(lines.replace("images/", "i" * 300))
+    assert filmstrips(one_group(tmp_path), Album()) == []
+
+
 def test_a_peak_below_the_end_is_printed_with_its_reason(tmp_path: Path) -> None:
     """Noise alone: one half's highest point is not the other's, so what is read there may lie below the end."""
     reason = "the peak is read on other images than it was located on"

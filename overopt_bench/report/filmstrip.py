@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ def _has_pictures(run: Run) -> bool:
     """Whether the images of the last evaluation are there: records are kept, and committed, without them."""
     points = run.points.get(SPLIT, ())
     place = points[-1].place if points else None
-    return place is not None and (run.folder / place.file).is_file()
+    return place is not None and os.path.isfile(run.folder / place.file)  # Path.is_file raises where a name is too long
 
 
 def _rows(run: Run, rewards: list[str], most: int, album: Album) -> dict[str, Any]:
