@@ -162,19 +162,23 @@ class Explained:
     before_reset: NDArray[np.bool_]
 
 
-def explained(rows: Iterable[Mapping[str, Any]]) -> Explained | None:
+def explained(rows: Iterable[Mapping[str, Any]], resets: Sequence[float] = ()) -> Explained | None:
     """Put what the "train" events of a run say of its critic into columns; None where they say nothing.
+
+    Args:
+        rows: the events; those of versions that did not record single steps say nothing.
+        resets: queries at which the critic was reset.
 
     Raises:
         ValueError, KeyError, TypeError: where an event is not as this package writes it.
     """
-    own = [row for row in rows if EXPLAINED in row and "critic/steps_since_reset" in row]
+    own = [row for row in rows if EXPLAINED in row and f"{EXPLAINED}/step0" in row]
     if not own:
         return None
     steps = sum(key.startswith(f"{EXPLAINED}/step") for key in own[0])
-    since = np.array([row["critic/steps_since_reset"] for row in own], float)
+    queries = np.array([row["queries"] for row in own], float)
     return Explained(
-        np.array([row["queries"] for row in own], float), np.array([row[EXPLAINED] for row in own], float),
+        queries, np.array([row[EXPLAINED] for row in own], float),
         np.array([[row[f"{EXPLAINED}/step{k}"] for k in range(steps)] for row in own], float),
-        np.append(np.diff(since) <= 0, False),
+        np.isin(queries, resets),
     )  # fmt: skip

@@ -275,7 +275,7 @@ def _read_metrics(run: Run) -> None:
         selects = run.role == "selects"
         run.evaluations = evaluations(with_own_distance(events["eval"]) if selects else events["eval"])
         run.points, run.dormant = scored(events["scores"]), dormant(events["critic"])
-        run.explained = explained(events["train"])
+        run.explained = explained(events["train"], run.dormant.resets if run.dormant else ())
         if selects:
             run.points = {split: in_halves(points) for split, points in run.points.items()}
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
