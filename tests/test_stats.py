@@ -7,12 +7,14 @@ Each of these mistakes was made on purpose, and a test failed:
 * the first seed for the mean (``ys[0]``): test_report_numbers.test_a_line_is_the_mean_over_seeds;
 * p without Holm's correction: test_report_numbers.test_p_is_corrected_for_the_pairs_of_one_question,
   test_compare.test_holm_is_over_the_table;
+* Holm's correction counts what can never be shown: test_what_can_never_be_shown_hides_nothing;
 * lines and columns of the filmstrip's grid swapped: test_report_numbers.test_a_frame_is_cut_out_by_line_and_column;
 * the path KL of the other split: test_report_numbers.test_gold_at_equal_kl_is_read_at_the_kl_of_its_own_split.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -171,6 +173,33 @@ def test_holm_by_hand() -> None:
     assert stats.holm([0.6, 0.5]) == [1.0, 1.0] and stats.holm([0.02]) == [0.02] and stats.holm([]) == []
     first, none, second = stats.holm([0.02, float("nan"), 0.03])
     assert (first, second) == (0.04, 0.04) and np.isnan(none)
+
+
+def flips(pairs: int, mean: float, paired: bool = True) -> stats.Difference:
+    """A difference that is about ``mean`` in each of some pairs, whose p is the smallest that so many can have."""
+    found = stats.against_zero(mean + np.linspace(-0.1, 0.1, pairs) * mean)
+    assert found.p == 2 / 2**pairs
+    return replace(found, paired=paired)
+
+
+def test_what_can_never_be_shown_hides_nothing() -> None:
+    """Of ten, eight, five and three pairs the first two make the family; with all four .0078 would be tripled."""
+    found = [flips(3, 1.0), flips(8, 1.0), flips(5, 2.0), flips(10, -1.0)]
+    assert stats.corrected(found) == [0.25, 2 / 2**8, pytest.approx(2 * 2 / 2**5), 2 * 2 / 2**10]
+    assert stats.holm([one.p for one in found])[1] == 3 * 2 / 2**8
+    welch = flips(5, 1.0, paired=False)  # whose p can be as small as it likes
+    assert stats.corrected([flips(8, 1.0), welch]) == [2 * 2 / 2**8, 2 / 2**5]
+
+
+def test_leaving_out_few_pairs_shows_nothing_false_more_often() -> None:
+    """Equal methods, three with three seeds each beside three with eight: a family shows something in at most 5 %."""
+    rng = np.random.default_rng(4)
+    false, naive = 0, 0
+    for _ in range(2000):
+        found = [stats.against_zero(rng.standard_normal(pairs)) for pairs in (3, 3, 3, 8, 8, 8)]
+        false += min(stats.corrected(found)) <= 0.05
+        naive += min(one.p for one in found) <= 0.05
+    assert false <= 0.06 * 2000 < naive
 
 
 def test_holm_shows_something_false_at_most_as_often_as_it_says() -> None:

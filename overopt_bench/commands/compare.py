@@ -72,8 +72,9 @@ def show(table: pd.DataFrame, a: str, b: str) -> None:
     console.print(shown, markup=False)
     paired = [int(count) for count, is_paired in zip(table["pairs"], table["paired"], strict=True) if is_paired]
     notes = [
-        "Paired by seed, 95 % t intervals, p of all sign flips; Holm: corrected for all rows of this table. A fall is from the"
-        " cross-fitted peak, which is read on other images than it is located on, to the end.",
+        "Paired by seed, 95 % t intervals, p of all sign flips; Holm: corrected for all rows of this table that have pairs"
+        " enough to be shown. A fall is from the cross-fitted peak, which is read on other images than it is located on, to the"
+        " end.",
         few_pairs(paired),
         ""
         if table["paired"].all()

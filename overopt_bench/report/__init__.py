@@ -54,8 +54,9 @@ PAIRS_NOTE = (
     "Every pair of algorithms on a proxy with three seeds or more. Differences are of runs of equal seeds, which share prompts,"
     " noise and the initial adapter: mean, 95 % t interval, and the p of all sign flips; Welch's interval and p where fewer than"
     " two seeds are common. Equal proxy gain and equal path KL are the most that every run of both reached, and gold is read where"
-    " each first gets there. Holm: corrected for all pairs of the same proxy, gold, prompts and question. Shown: corrected p at"
-    " most .05. With fewer than six pairs nothing below p = .05 is possible, since the smallest p of n pairs is 2/2^n."
+    " each first gets there. Holm: corrected for all pairs of the same proxy, gold, prompts and question that can be shown. Shown:"
+    " corrected p at most .05. With fewer than six pairs nothing below p = .05 is possible, since the smallest p of n pairs is"
+    " 2/2^n; these are not counted in the correction of the others (Tarone, 1990)."
 )
 SENSITIVITY_NOTE = (
     "How much the differences of equal seeds scatter, in the quadratic mean over the pairs of algorithms, and what follows: the"
@@ -75,8 +76,9 @@ CRITIC_NOTE = (
 )
 OUTCOME_NOTE = (
     "The fall from the cross-fitted peak to the end over seeds: mean, 95 % t interval, in how many seeds, and the p of all sign"
-    " flips, corrected (Holm) for the algorithms of the same proxy, gold and prompts. In how many seeds: rose and fell by more"
-    " than two standard errors over prompts; overoptimized where the proxy rose and the gold fell from its peak."
+    " flips, corrected (Holm) for the algorithms of the same proxy, gold and prompts with six seeds or more. In how many"
+    " seeds: rose and fell by more than two standard errors over prompts; overoptimized where the proxy rose and the gold fell from"
+    " its peak."
 )
 SEED_NOTE = (
     "± is one standard error over prompts of the paired difference; yes means more than two. Peaks are read on other images"

@@ -15,7 +15,7 @@ from overopt_bench.report.columns import SPLITS
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.readings import Reading
-from overopt_bench.report.statistics import Difference, difference, holm
+from overopt_bench.report.statistics import Difference, corrected, difference
 from overopt_bench.report.tables import gold_name
 from overopt_bench.report.wording import PROMPTS, name, shown, wins
 
@@ -40,7 +40,8 @@ class Comparison:
         more: name of the algorithm with more of the gold; of the greater fall, where falls are compared.
         less: that of the other.
         difference: more - less, over seeds.
-        p: that of the difference, after Holm's correction for the pairs of the same question, proxy, gold and split.
+        p: that of the difference, after Holm's correction for the pairs of the same question, proxy, gold and split that have
+            seeds enough to be shown.
         level: mean of the first.
     """
 
@@ -83,8 +84,8 @@ def comparisons(group: Group) -> list[Comparison]:
                 one for a, b in _pairs(group, proxy, gold, question)
                 if (one := _compare(group, proxy, gold, split, question, a, b, known)) is not None
             ]  # fmt: skip
-            corrected = holm([one.difference.p for one in family])
-            found += [replace(one, p=p) for one, p in zip(family, corrected, strict=True)]
+            ps = corrected([one.difference for one in family])
+            found += [replace(one, p=p) for one, p in zip(family, ps, strict=True)]
     return found
 
 

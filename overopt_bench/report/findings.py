@@ -14,7 +14,7 @@ from overopt_bench.report import readings
 from overopt_bench.report.columns import SPLITS
 from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
-from overopt_bench.report.statistics import Difference, Estimate, against_zero, holm
+from overopt_bench.report.statistics import Difference, Estimate, against_zero, corrected
 from overopt_bench.report.tables import gold_name
 from overopt_bench.report.wording import PROMPTS, grounds, interval, name, seeds, shown, why_not, wins
 
@@ -42,7 +42,7 @@ class Outcome:
         label: of the algorithm.
         runs: the seeds that kept single images of both.
         fall: from the cross-fitted peak to the end, over seeds, with the p of their sign flips.
-        p: that of the fall, after Holm's correction for the algorithms on the proxy.
+        p: that of the fall, after Holm's correction for the algorithms on the proxy that have seeds enough.
         peak: height of the peak.
         end: the gold at the end, weighted as the peak is: each prompt alike.
         queries: spent at the peak.
@@ -88,8 +88,8 @@ def outcomes(group: Group) -> list[Outcome]:
                 labels = part.trained(proxy)
                 family = [_outcome(part, proxy, label, gold, split, part is not group) for label in labels]
                 known = [one for one in family if one is not None]
-                corrected = holm([one.fall.p for one in known])
-                found += [replace(one, p=p) for one, p in zip(known, corrected, strict=True)]
+                ps = corrected([one.fall for one in known])
+                found += [replace(one, p=p) for one, p in zip(known, ps, strict=True)]
     return found
 
 

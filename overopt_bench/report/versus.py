@@ -17,7 +17,7 @@ from overopt_bench.report.comparisons import END, FALL
 from overopt_bench.report.groups import Group, comparable, differences_in_words, settings_of
 from overopt_bench.report.load import Run, find_runs
 from overopt_bench.report.readings import Reading
-from overopt_bench.report.statistics import common_seeds, difference, holm
+from overopt_bench.report.statistics import Difference, common_seeds, corrected, difference
 from overopt_bench.report.wording import PROMPTS
 
 
@@ -55,7 +55,7 @@ def versus(a: Side, b: Side) -> pd.DataFrame:
     Returns:
         For each proxy and gold that both have, on training and held-out prompts: the means of A and B, the difference A - B
         with its 95 % interval (``low``, ``high``), the number of pairs, in how many A is above B (``wins`` of ``of``), p,
-        and p after Holm's correction for all rows. Paired by seed; where fewer than two seeds are common, ``paired`` is
+        and p after Holm's correction for all rows that can be shown. Paired by seed; where fewer than two seeds are common, ``paired`` is
         False and the interval and p are Welch's. What does not train is one deterministic evaluation, and stands beside
         each seed of the other.
 
@@ -79,17 +79,17 @@ def versus(a: Side, b: Side) -> pd.DataFrame:
             f"{a.name} and {b.name} have no runs that may be compared; the first of each differ in"
             f" {'; '.join(words) or 'the weights of a reward'}"
         )
-    rows = [{"runs": group.title, **row} for group, one, two in alike for row in _rows(group, one, two)]
-    if not rows:
+    found = [(group.title, *row) for group, one, two in alike for row in _rows(group, one, two)]
+    if not found:
         proxies = [", ".join(sorted({run.proxy for run in side.runs})) for side in (a, b)]
         raise UserError(f"no proxy in common: {a.name} was trained on {proxies[0]}, {b.name} on {proxies[1]}")
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p (Holm)"] = p
+    ps = corrected([compared for *_, compared in found])
+    rows = [{"runs": title, **row, "p (Holm)": p} for (title, row, _), p in zip(found, ps, strict=True)]
     table = pd.DataFrame(rows)
     return table if table["runs"].nunique() > 1 else table.drop(columns="runs")
 
 
-def _rows(group: Group, a: Side, b: Side) -> Iterator[dict[str, Any]]:
+def _rows(group: Group, a: Side, b: Side) -> Iterator[tuple[dict[str, Any], Difference]]:
     proxies = [p for p in group.proxies() if all(any(run.proxy == p for run in side.runs) for side in (a, b))]
     for proxy in proxies:
         one, two = (_seeds(side, proxy) for side in (a, b))
@@ -101,8 +101,9 @@ def _rows(group: Group, a: Side, b: Side) -> Iterator[dict[str, Any]]:
                 asked.append((called, END, _end(split, gold)))
                 asked.append((called, FALL, partial(readings.fall, split=split, gold=gold)))
             for reward, what, reading in asked:
-                if numbers := _compared(one, two, reading):
-                    yield {"proxy": proxy, "reward": reward, "prompts": PROMPTS[split], "what": what, **numbers}
+                if (compared := _compared(one, two, reading)) is not None:
+                    numbers, found = compared
+                    yield {"proxy": proxy, "reward": reward, "prompts": PROMPTS[split], "what": what, **numbers}, found
 
 
 def _end(split: str, reward: str) -> Reading:
@@ -127,11 +128,11 @@ def _seeds(side: Side, proxy: str) -> list[Run]:
     return runs
 
 
-def _compared(a: list[Run], b: list[Run], reading: Reading) -> dict[str, Any]:
-    """The numbers of one row; empty where a side lacks what is read."""
+def _compared(a: list[Run], b: list[Run], reading: Reading) -> tuple[dict[str, Any], Difference] | None:
+    """The numbers of one row; None where a side lacks what is read."""
     one, two = (readings.by_seed(runs, reading) for runs in (a, b))
     if not one or not two:
-        return {}
+        return None
     if a[0].role == "stays" and b[0].role != "stays":
         one = dict.fromkeys(two, next(iter(one.values())))
     elif b[0].role == "stays" and a[0].role != "stays":
@@ -142,8 +143,9 @@ def _compared(a: list[Run], b: list[Run], reading: Reading) -> dict[str, Any]:
         both = [[*one][k] for k in here]
         one, two = ({seed: values[seed] for seed in both} for values in (one, two))
     nothing = float("nan")
-    return {
+    numbers = {
         "A": sum(one.values()) / len(one), "B": sum(two.values()) / len(two), "difference": found.value,
         "low": nothing if found.low is None else found.low, "high": nothing if found.high is None else found.high,
         "pairs": found.count, "wins": found.wins, "of": found.of, "p": found.p, "paired": found.paired,
     }  # fmt: skip
+    return numbers, found

@@ -22,7 +22,7 @@ from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import Run, find_runs
 from overopt_bench.report.readings import Reading
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
-from overopt_bench.report.statistics import Difference, against_zero, difference, holm
+from overopt_bench.report.statistics import Difference, against_zero, corrected, difference
 from overopt_bench.report.wording import shown
 
 FAMILIES = 1_000  # resampled ones
@@ -66,11 +66,11 @@ def equal_methods(ddpo: Sequence[Run], twin: Sequence[Run]) -> list[str]:
         family = [tuple(readings.by_seed(runs, reading) for runs in (ddpo, twin)) for reading in asked.values()]
         families.append(family)
         compared = [difference(one, two) for one, two in family]
-        corrected = holm([one.p for one in compared])
-        found += [*zip(compared, corrected, strict=True)]
+        ps = corrected(compared)
+        found += [*zip(compared, ps, strict=True)]
         rows += [
             {"prompts": split, "what": what, "reward": name, **told(one), "p (Holm)": f"{p:.3f}"}
-            for name, one, p in zip(rewards, compared, corrected, strict=True)
+            for name, one, p in zip(rewards, compared, ps, strict=True)
         ]
     alone, together, unpaired = resampled(families)
     pairs = found[0][0].count
@@ -109,7 +109,7 @@ def resampled(families: Sequence[Sequence[tuple[Numbers, ...]]]) -> tuple[float,
         alone += [shown(one, one.p) for one in (swapped_difference(pair, swapped, some) for pair in every)]
         for family in families:
             found = [swapped_difference(pair, swapped, seeds.tolist()) for pair in family]
-            together.append(any(map(shown, found, holm([one.p for one in found]))))
+            together.append(any(map(shown, found, corrected(found))))
         order = generator.permutation(seeds).tolist()
         one_half, other_half = order[: len(order) // 2], order[len(order) // 2 :]
         apart = [difference({s: a[s] for s in one_half}, {s: b[s] for s in other_half}) for a, b in every]

@@ -15,7 +15,7 @@ from overopt_bench.report import readings
 from overopt_bench.report.critics import second_half
 from overopt_bench.report.load import Run
 from overopt_bench.report.readings import Reading
-from overopt_bench.report.statistics import difference, holm, over_seeds
+from overopt_bench.report.statistics import corrected, difference, over_seeds
 from overopt_bench.report.wording import interval, shown
 
 
@@ -57,11 +57,10 @@ def what_it_does(runs: Sequence[Run]) -> list[str]:
         there: Reading = partial(readings.gold_at_proxy_gain, split="train", gold="human", gain=gain)
         every = [*asked, (f"human at equal proxy gain ({gain:+.3f})", there)]
         found = [difference(readings.by_seed(one, reading), readings.by_seed(two, reading)) for _, reading in every]
-        corrected = holm([each.p for each in found])
         rows += [
             {"difference of": name, "read": what, **told(each), "p (Holm)": f"{p:.3f}",
              "shown": "yes" if shown(each, p) else "no"}
-            for (what, _), each, p in zip(every, found, corrected, strict=True)
+            for (what, _), each, p in zip(every, found, corrected(found), strict=True)
         ]  # fmt: skip
     return [
         "",
