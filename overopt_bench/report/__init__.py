@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from overopt_bench.errors import UserError
@@ -22,6 +23,7 @@ from overopt_bench.report.differences import differences
 from overopt_bench.report.escape import file_name
 from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.findings import findings, outcomes, outcomes_table
+from overopt_bench.report.glance import glance_table
 from overopt_bench.report.groups import Group, group_runs, with_styles
 from overopt_bench.report.layout import drawing, save
 from overopt_bench.report.load import find_runs
@@ -57,6 +59,10 @@ PAIRS_NOTE = (
     " each first gets there. Holm: corrected for all pairs of the same proxy, gold, prompts and question that can be shown. Shown:"
     " corrected p at most .05. With fewer than six pairs nothing below p = .05 is possible, since the smallest p of n pairs is"
     " 2/2^n; these are not counted in the correction of the others (Tarone, 1990)."
+)
+GLANCE_NOTE = (
+    "Means over seeds on the training prompts: the gold's change from start to end, its fall from the cross-fitted peak to the end,"
+    " and in how many seeds it fell; * where the p of that fall, corrected (Holm) for the algorithms on the proxy, is at most .05."
 )
 SENSITIVITY_NOTE = (
     "How much the differences of equal seeds scatter, in the quadratic mean over the pairs of algorithms, and what follows: the"
@@ -134,26 +140,31 @@ def _group(group: Group, out: Path) -> dict[str, Any]:
 def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn]], dict[str, Any]]:
     """Everything of a group but its figures: writes the tables; what is given makes the page's part of the figures."""
     happened, compared, able = outcomes(group), comparisons(group), sensitivities(group)
-    shown = []
-    for title, name, note, table in (
-        ("Beside the reference records", "beside_reference", REFERENCE_NOTE, tables.reference_table(group)),
-        ("Training prompts", "summary_train", TABLE_NOTE, tables.summary_table(group, "train")),
-        ("Held-out prompts", "summary_heldout", TABLE_NOTE, tables.summary_table(group, "heldout")),
-        ("Aggregates over proxies", "aggregates", f"{AGGREGATE_NOTE} {where(group)}.", aggregates_table(group)),
-        ("Pairs of algorithms", "comparisons", PAIRS_NOTE, comparisons_table(group, compared)),
-        ("What could have been shown", "sensitivity", SENSITIVITY_NOTE, sensitivity_table(group, able)),
-        ("Overoptimization, by algorithm", "outcomes", OUTCOME_NOTE, outcomes_table(group, happened)),
-        ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
-        ("What the critic explains", "critics", CRITIC_NOTE, critics_table(group)),
-        ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
-        ("Metrics, held-out prompts", "metrics_heldout", METRICS_NOTE, metrics_table(group, "heldout")),
-        ("Gold against d = sqrt(KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
-    ):
+
+    def tabled(title: str, name: str, note: str, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if len(table):
             write(table, out / "tables", name)
-            shown.append(page.table_context(title, note, table))
+            yield page.table_context(title, note, table)
+
+    first = [*tabled("At a glance", "glance", GLANCE_NOTE, glance_table(group, happened))]
+    rest = [
+        one for title, name, note, table in (
+            ("Beside the reference records", "beside_reference", REFERENCE_NOTE, tables.reference_table(group)),
+            ("Training prompts", "summary_train", TABLE_NOTE, tables.summary_table(group, "train")),
+            ("Held-out prompts", "summary_heldout", TABLE_NOTE, tables.summary_table(group, "heldout")),
+            ("Aggregates over proxies", "aggregates", f"{AGGREGATE_NOTE} {where(group)}.", aggregates_table(group)),
+            ("Pairs of algorithms", "comparisons", PAIRS_NOTE, comparisons_table(group, compared)),
+            ("What could have been shown", "sensitivity", SENSITIVITY_NOTE, sensitivity_table(group, able)),
+            ("Overoptimization, by algorithm", "outcomes", OUTCOME_NOTE, outcomes_table(group, happened)),
+            ("Overoptimization, seed by seed", "overoptimization", SEED_NOTE, tables.overoptimization_table(group)),
+            ("What the critic explains", "critics", CRITIC_NOTE, critics_table(group)),
+            ("Metrics, training prompts", "metrics_train", METRICS_NOTE, metrics_table(group, "train")),
+            ("Metrics, held-out prompts", "metrics_heldout", METRICS_NOTE, metrics_table(group, "heldout")),
+            ("Gold against d = sqrt(KL), fitted", "scaling", SCALING_NOTE, tables.scaling_table(group)),
+        ) for one in tabled(title, name, note, table)
+    ]  # fmt: skip
     found, said, strips = findings(group, happened), verdicts(group, compared, happened, able), filmstrips(group, album)
-    return lambda drawn: page.group_context(group, found, said, drawn, shown, strips)
+    return lambda drawn: page.group_context(group, found, said, drawn, first, rest, strips)
 
 
 @dataclass(frozen=True)

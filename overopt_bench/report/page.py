@@ -89,16 +89,18 @@ def group_context(
     findings: list[Finding],
     verdicts: list[Verdict],
     figures: list[Drawn],
+    first: list[dict[str, Any]],
     tables: list[dict[str, Any]],
     strips: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Everything that one group of comparable runs shows."""
+    """Everything that one group of comparable runs shows; ``first`` are tables that come before all sentences."""
     for strip in strips:
         for prompt in strip["prompts"]:
             for row in prompt["rows"]:
                 row["colour"] = colour_class(group.style(row["algorithm"]).colour)
     return {
-        "name": group.name, "title": group.title, "findings": findings, "verdicts": verdicts, "tables": tables,
+        "name": group.name, "title": group.title, "findings": findings, "verdicts": verdicts, "first": first,
+        "tables": tables,
         "notes": [*filter(None, [group.note]), *_gold_notes(group), *_reference_notes(group)], "strips": strips,
         "settings": json.dumps({k: v for k, v in group.settings.items() if k != "weights"}, ensure_ascii=False),
         "figures": [drawn for drawn in figures if drawn.proxy is None],
