@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fake_train import FakeTrain
-from filelock import FileLock
+from sharing import Once, made_once
 
 import overopt_bench.training
 from overopt_bench import plugins, registry
@@ -60,21 +61,18 @@ def tiny(clean_registry: None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder for ``--weights``: small random checkpoints in the published formats, under the published names.
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """What is made a single time for all workers: a folder of a name, filled by a function, that must not be written to."""
+    base = tmp_path_factory.getbasetemp()
+    return partial(made_once, base if worker_id == "master" else base.parent)  # master: pytest itself, without workers
 
-    It is made once for all workers and must not be written to.
-    """
+
+@pytest.fixture(scope="session")
+def tiny_weights(once: Once) -> Path:
+    """A folder for ``--weights``: small random checkpoints in the published formats, under the published names."""
     from tiny_checkpoints import make_tiny_checkpoints
 
-    if worker_id == "master":  # pytest itself, without workers
-        return make_tiny_checkpoints(tmp_path_factory.mktemp("weights"))
-    shared = tmp_path_factory.getbasetemp().parent
-    with FileLock(shared / "tiny_weights.lock"):
-        folder = shared / "tiny_weights"
-        if not folder.exists():
-            make_tiny_checkpoints(shared / "tiny_weights.part").rename(folder)
-    return folder
+    return once("tiny_weights", make_tiny_checkpoints)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from launching import ENVIRONMENT, LAUNCH
+from sharing import Once
 
 from overopt_bench.recording.sessions import read_sessions
 
@@ -87,17 +88,17 @@ def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "slow"), [("SIGTERM", 14), ("SIGINT", 1), ("SIGHUP", 1)]
 )  # fmt: skip
-def test_one_process(name: str, slow: float, tmp_path: Path) -> None:
+def test_one_process(name: str, slow: float, tmp_path: Path, once: Once) -> None:
     code, lines = stopped([sys.executable], tmp_path / "run", getattr(signal, name), slow)
     assert code == 75
-    go_on([sys.executable], [*RUN[2:], str(tmp_path / "whole")])
-    check(tmp_path / "run", lines, tmp_path / "whole", name)
+    whole = once("left_alone", lambda out: go_on([sys.executable], [*RUN[2:], str(out)]))
+    check(tmp_path / "run", lines, whole, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "slow", "group"), [("SIGTERM", 14, False), ("SIGINT", 1, True)])
-def test_two_processes(name: str, slow: float, group: bool, tmp_path: Path) -> None:
+def test_two_processes(name: str, slow: float, group: bool, tmp_path: Path, once: Once) -> None:
     """Under a launcher, whose own traceback must not come last; a terminal's Ctrl-C reaches all processes at once."""
     _, lines = stopped(LAUNCH, tmp_path / "run", getattr(signal, name), slow, group)
-    go_on(LAUNCH, [*RUN[2:], str(tmp_path / "whole")])
-    check(tmp_path / "run", lines, tmp_path / "whole", name)
+    whole = once("left_alone_by_two", lambda out: go_on(LAUNCH, [*RUN[2:], str(out)]))
+    check(tmp_path / "run", lines, whole, name)

@@ -214,7 +214,7 @@ def test_interrupted_and_gone_on_with_it_equals_a_serial_sweep(tmp_path: Path) -
     start = [sys.executable, "-m", "overopt_bench", "sweep", *TINY_RUNS]
     side = [*start, "--jobs", "2", "--out", str(tmp_path / "side")]
     runs = [tmp_path / "side" / "mini/slow/ddpo" / f"seed{seed}" for seed in (0, 1)]
-    with subprocess.Popen(side, env={**ENVIRONMENT, "SLOW_SECONDS": "1"}, stdout=subprocess.PIPE, text=True) as sweep:
+    with subprocess.Popen(side, env={**ENVIRONMENT, "SLOW_SECONDS": "5"}, stdout=subprocess.PIPE, text=True) as sweep:
         while not all(
             (r / "metrics.jsonl").exists() and b'"event": "train"' in (r / "metrics.jsonl").read_bytes() for r in runs
         ):
