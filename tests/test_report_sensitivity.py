@@ -61,6 +61,12 @@ def test_a_page_says_what_it_could_have_shown(tmp_path: Path) -> None:
     )
 
 
+def test_the_fewest_seeds_are_not_said_to_be_everybodys(tmp_path: Path) -> None:
+    (end,) = (one for one in sensitivities(group_of(tmp_path, 4)) if (one.gold, one.question) == ("imagereward", END))
+    text = sensitivity_sentence([replace(end, pairs=(4, 10))], "aesthetic", "imagereward")
+    assert "nothing with the 4 that some of the algorithms share" in text and "at hand" not in text
+
+
 def test_without_three_common_seeds_nothing_is_said(tmp_path: Path) -> None:
     assert sensitivities(group_of(tmp_path, 2)) == []
 

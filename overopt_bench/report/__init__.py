@@ -61,8 +61,9 @@ PAIRS_NOTE = (
     " 2/2^n; these are not counted in the correction of the others (Tarone, 1990)."
 )
 GLANCE_NOTE = (
-    "Means over seeds on the training prompts: the gold's change from start to end, its fall from the cross-fitted peak to the end,"
-    " and in how many seeds it fell; * where the p of that fall, corrected (Holm) for the algorithms on the proxy, is at most .05."
+    "Means over seeds on the training prompts: the gold's change from start to end, its fall from the cross-fitted peak to the end"
+    " with the 95 % t interval, and in how many seeds it fell; * where the p of that fall, corrected (Holm) for the algorithms on"
+    " the proxy, is at most .05."
 )
 SENSITIVITY_NOTE = (
     "How much the differences of equal seeds scatter, in the quadratic mean over the pairs of algorithms, and what follows: the"

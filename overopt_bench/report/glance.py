@@ -44,7 +44,7 @@ def _change(one: Outcome) -> Cell:
 
 
 def _fall(one: Outcome) -> Cell:
-    return Estimate(one.fall.value, None, None, len(one.runs))
+    return one.fall
 
 
 def _seeds(one: Outcome) -> Cell:

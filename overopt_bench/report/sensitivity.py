@@ -128,7 +128,8 @@ def sensitivity_sentence(found: Sequence[Sensitivity], proxy: str, gold: str) ->
             if one.reference:
                 return f"{text}, as the reference records scatter."
             if one.pairs[0] != TEN:
-                text += f" and {_or_more(here)} with the {one.pairs[0]} at hand"
+                whose = "at hand" if one.pairs[0] == one.pairs[1] else "that some of the algorithms share"
+                text += f" and {_or_more(here)} with the {one.pairs[0]} {whose}"
             if one.algorithms > 1:
                 text += (
                     f"; with {one.algorithms} pairs of algorithms beside each other the clearest needs"

@@ -1,0 +1,80 @@
+"""What is written of the committed records is what the committed records say."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from overopt_bench.report.cells import write
+from overopt_bench.report.comparisons import comparisons, comparisons_table
+from overopt_bench.report.critics import critics_table
+from overopt_bench.report.findings import outcomes, outcomes_table
+from overopt_bench.report.glance import glance_table
+from overopt_bench.report.groups import group_runs
+from overopt_bench.report.load import Run, find_runs
+from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
+
+RESULTS = Path(__file__).parent.parent / "results"
+RECORDS = RESULTS / "reference" / "mini"
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    return find_runs([RECORDS])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report", "report-imagereward"])
+def test_the_tables_of_the_pages_follow_from_the_records(name: str, runs: list[Run], tmp_path: Path) -> None:
+    """Whoever changes a record, or how it is read, makes the pages again: ``results/reference.sh`` ends with how."""
+    assert {run.state for run in runs} == {"complete"}
+    (group,) = group_runs([run for run in runs if name == "report" or run.proxy == "imagereward"])
+    happened = outcomes(group)
+    tables: dict[str, pd.DataFrame] = {
+        "glance": glance_table(group, happened),
+        "outcomes": outcomes_table(group, happened),
+        "comparisons": comparisons_table(group, comparisons(group)),
+        "sensitivity": sensitivity_table(group, sensitivities(group)),
+        "critics": critics_table(group),
+    }
+    committed = RESULTS / "reference" / name / "tables"
+    for called, table in tables.items():
+        if table.empty:
+            assert not (committed / f"{called}.md").exists()
+            continue
+        write(table, tmp_path, called)
+        made, there = ((folder / f"{called}.md").read_text(encoding="utf-8") for folder in (tmp_path, committed))
+        assert made == there, called
+
+
+def test_the_table_of_seeds_is_that_of_the_records(runs: list[Run]) -> None:
+    algorithms = ["ddpo", "alignprop", "tdpo", "tdpo_r", "nft", "best_of_n", "base"]
+    lines = [f"| proxy | {' | '.join(algorithms)} |", "|---" * (1 + len(algorithms)) + "|"]
+    for proxy in sorted({run.proxy for run in runs}):
+        own = [sorted(run.config["seed"] for run in runs if (run.proxy, run.algo) == (proxy, a)) for a in algorithms]
+        lines.append(f"| {proxy} | {' | '.join(map(span, own))} |")
+    assert "\n".join(lines) + "\n" in (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_table_is_that_of_the_page() -> None:
+    """The fall of the truth on each proxy, and in how many seeds it fell."""
+    glance = pd.read_csv(RESULTS / "reference" / "report" / "tables" / "glance.csv", dtype=str)
+    proxies = [column for column in glance.columns if column.startswith("on ") and ", " not in column]
+    lines = [f"| trained | {' | '.join(proxies)} |", "|---" * (1 + len(proxies)) + "|"]
+    falls, counts = (glance[glance.what == what].set_index("algorithm") for what in ("fall from its peak", "fell in"))
+    for label in falls.index:
+        cells = [
+            "-" if pd.isna(fall) else f"{float(fall):.3f} ({count})".replace("*", "\\*")
+            for fall, count in zip(falls.loc[label, proxies], counts.loc[label, proxies], strict=True)
+        ]
+        lines.append(f"| `{label}` | {' | '.join(cells)} |")
+    assert "\n".join(lines) + "\n" in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def span(seeds: list[int]) -> str:
+    """Seeds as the table names them: ``0 to 9``, a single one, or a dash for none."""
+    assert all(b == a + 1 for a, b in pairwise(seeds)), seeds
+    return "-" if not seeds else str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
