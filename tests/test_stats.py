@@ -177,9 +177,7 @@ def test_holm_by_hand() -> None:
 
 def flips(pairs: int, mean: float, paired: bool = True) -> stats.Difference:
     """A difference that is about ``mean`` in each of some pairs, whose p is the smallest that so many can have."""
-    found = stats.against_zero(mean + np.linspace(-0.1, 0.1, pairs) * mean)
-    assert found.p == 2 / 2**pairs
-    return replace(found, paired=paired)
+    return replace(stats.against_zero(mean + np.linspace(-0.1, 0.1, pairs) * mean), paired=paired)
 
 
 def test_what_can_never_be_shown_hides_nothing() -> None:
@@ -193,8 +191,7 @@ def test_what_can_never_be_shown_hides_nothing() -> None:
 
 def test_leaving_out_few_pairs_shows_nothing_false_more_often() -> None:
     """Equal methods, three with three seeds each beside three with eight: a family shows something in at most 5 %."""
-    rng = np.random.default_rng(4)
-    false, naive = 0, 0
+    rng, false, naive = np.random.default_rng(4), 0, 0
     for _ in range(2000):
         found = [stats.against_zero(rng.standard_normal(pairs)) for pairs in (3, 3, 3, 8, 8, 8)]
         false += min(stats.corrected(found)) <= 0.05
