@@ -67,6 +67,16 @@ def test_the_fewest_seeds_are_not_said_to_be_everybodys(tmp_path: Path) -> None:
     assert "nothing with the 4 that some of the algorithms share" in text and "at hand" not in text
 
 
+def test_where_seeds_differ_the_table_has_what_the_fewest_and_the_most_could_show(tmp_path: Path) -> None:
+    group = group_of(tmp_path, 4)
+    (end,) = (one for one in sensitivities(group) if (one.gold, one.question) == ("imagereward", END))
+    (row,) = sensitivity_table(group, [replace(end, pairs=(4, 10))]).to_dict("records")
+    most = smallest_effect(10) * np.std(EXTRA[:4], ddof=1)
+    assert row["pairs of seeds"] == "4 to 10" and row["smallest effect, seeds at hand"] == f"none to {most:.3g}"
+    (row,) = sensitivity_table(group, [replace(end, pairs=(6, 10))]).to_dict("records")
+    assert row["smallest effect, seeds at hand"] == f"{smallest_effect(6) / smallest_effect(10) * most:.3g} to {most:.3g}"
+
+
 def test_without_three_common_seeds_nothing_is_said(tmp_path: Path) -> None:
     assert sensitivities(group_of(tmp_path, 2)) == []
 

@@ -107,7 +107,7 @@ def sensitivity_table(group: Group, found: Sequence[Sensitivity]) -> pd.DataFram
          "pairs of algorithms": f"{one.algorithms}{', reference' if one.reference else ''}", "pairs of seeds": _range(*one.pairs),
          "deviation of a difference": f"{one.deviation:.3g}",
          "least to greatest": f"{one.deviations.min():.3g} to {one.deviations.max():.3g}",
-         "smallest effect, seeds at hand": _effect(one.smallest(one.pairs[0])),
+         "smallest effect, seeds at hand": _range(*(_effect(one.smallest(pairs)) for pairs in one.pairs)),
          f"{TEN} seeds": _effect(one.smallest(TEN)),
          f"{TEN} seeds, in deviations of base images": f"{one.smallest(TEN) / one.spread:.3g}",
          "seeds for the clearest of all pairs": pairs_for(one.algorithms)}
@@ -139,8 +139,8 @@ def sensitivity_sentence(found: Sequence[Sensitivity], proxy: str, gold: str) ->
     return ""
 
 
-def _range(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low} to {high}"
+def _range(one: object, other: object) -> str:
+    return str(one) if one == other else f"{one} to {other}"
 
 
 def _effect(effect: float) -> str:
