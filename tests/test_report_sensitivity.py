@@ -74,7 +74,9 @@ def test_where_seeds_differ_the_table_has_what_the_fewest_and_the_most_could_sho
     most = smallest_effect(10) * np.std(EXTRA[:4], ddof=1)
     assert row["pairs of seeds"] == "4 to 10" and row["smallest effect, seeds at hand"] == f"none to {most:.3g}"
     (row,) = sensitivity_table(group, [replace(end, pairs=(6, 10))]).to_dict("records")
-    assert row["smallest effect, seeds at hand"] == f"{smallest_effect(6) / smallest_effect(10) * most:.3g} to {most:.3g}"
+    assert (
+        row["smallest effect, seeds at hand"] == f"{smallest_effect(6) / smallest_effect(10) * most:.3g} to {most:.3g}"
+    )
 
 
 def test_without_three_common_seeds_nothing_is_said(tmp_path: Path) -> None:
