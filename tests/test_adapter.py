@@ -21,7 +21,7 @@ from overopt_bench.suites.mini import WEIGHTS
 from overopt_bench.training import loop as train
 
 RUN = [
-    "run", "--algo", "ddpo", "--proxy", "aesthetic", "--suite", "mini", "--device", "cpu", "--num-steps", "3", "--budget", "16",
+    "run", "--algo", "ddpo", "--proxy", "aesthetic", "--suite", "mini", "--device", "cpu", "--num-steps", "2", "--budget", "16",
     "--eval-points", "3", "--eval-images", "4", "--set", "samples_per_epoch=8", "--set", "images_per_prompt=4",
     "--lora-rank", "4", "--lora-alpha", "16",
 ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_file_before_stays(
     assert "No space left on device" in error and "run the same command again to go on" in error
     assert [path.name for path in (folder / "adapter").iterdir()] == [Path(FILE).name]
     start = DiffusionPolicy(
-        get_suite("mini").pipeline(), num_steps=3, guidance_scale=1.0, eta=1.0, lora_rank=4, lora_alpha=16, seed=0
+        get_suite("mini").pipeline(), num_steps=2, guidance_scale=1.0, eta=1.0, lora_rank=4, lora_alpha=16, seed=0
     )
     start.load_adapter(folder / "adapter")  # that of the first evaluation, whole
     assert cli.main([*RUN, "--out", str(tmp_path)]) == 0

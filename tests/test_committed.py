@@ -62,15 +62,16 @@ def test_the_table_of_seeds_is_that_of_the_records(runs: list[Run]) -> None:
 def test_the_readmes_table_is_that_of_the_page() -> None:
     """The fall of the truth on each proxy, and in how many seeds it fell."""
     glance = pd.read_csv(RESULTS / "reference" / "report" / "tables" / "glance.csv", dtype=str)
-    proxies = [column for column in glance.columns if column.startswith("on ") and ", " not in column]
-    lines = [f"| trained | {' | '.join(proxies)} |", "|---" * (1 + len(proxies)) + "|"]
-    falls, counts = (glance[glance.what == what].set_index("algorithm") for what in ("fall from its peak", "fell in"))
-    for label in falls.index:
+    labels = [column for column in glance.columns if column.startswith("by ") and ", " not in column]
+    names = [f"`{label.removeprefix('by ')}`" for label in labels]
+    lines = [f"| trained on | {' | '.join(names)} |", "|---" * (1 + len(labels)) + "|"]
+    falls, counts = (glance[glance.what == what].set_index("trained on") for what in ("fall from its peak", "fell in"))
+    for proxy in falls.index:
         cells = [
             "-" if pd.isna(fall) else f"{float(fall):.3f} ({count})".replace("*", "\\*")
-            for fall, count in zip(falls.loc[label, proxies], counts.loc[label, proxies], strict=True)
+            for fall, count in zip(falls.loc[proxy, labels], counts.loc[proxy, labels], strict=True)
         ]
-        lines.append(f"| `{label}` | {' | '.join(cells)} |")
+        lines.append(f"| {proxy} | {' | '.join(cells)} |")
     assert "\n".join(lines) + "\n" in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from overopt_bench.registry import get_suite
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES: dict[str, str] = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE))
-SMALL = ["--budget", "16", "--eval-points", "2", "--eval-images", "4", "--num-steps", "4", "--device", "cpu"]
+SMALL = ["--budget", "16", "--eval-points", "2", "--eval-images", "4", "--num-steps", "2", "--device", "cpu"]
 
 
 def run(name: str, tmp_path: Path, **options: str) -> tuple[Path, list[dict[str, Any]]]:

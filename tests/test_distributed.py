@@ -148,7 +148,7 @@ from pathlib import Path
 from overopt_bench import api
 for seed in (0, 1):
     api.run(
-        algo="ddpo", proxy="aesthetic", suite="mini", device="cpu", budget=16, eval_points=2, eval_images=2, num_steps=3,
+        algo="ddpo", proxy="aesthetic", suite="mini", device="cpu", budget=16, eval_points=2, eval_images=2, num_steps=2,
         seed=seed, set=["samples_per_epoch=16", "images_per_prompt=8"], out=Path(sys.argv[1]), tracker="tensorboard",
     )
 """

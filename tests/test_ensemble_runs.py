@@ -21,7 +21,7 @@ from overopt_bench.training import loop as train
 
 MEMBERS = ("aesthetic", "pickscore")
 RUN = [
-    "run", "--algo", "ddpo", "--proxy", "min:aesthetic+pickscore", "--suite", "mini", "--device", "cpu", "--num-steps", "3",
+    "run", "--algo", "ddpo", "--proxy", "min:aesthetic+pickscore", "--suite", "mini", "--device", "cpu", "--num-steps", "2",
     "--budget", "16", "--eval-points", "3", "--eval-images", "4", "--set", "samples_per_epoch=8", "--set", "images_per_prompt=4",
 ]  # fmt: skip
 FOLDER = Path("mini/min-aesthetic+pickscore/ddpo/seed0")
@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(folder: Path, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """The first image of each prompt, of the base model and of the run, ``[B, 3, 32, 32]``."""
     policy = DiffusionPolicy(
-        get_suite("mini").pipeline(), num_steps=3, guidance_scale=1.0, eta=1.0, lora_rank=8, lora_alpha=8, seed=0
+        get_suite("mini").pipeline(), num_steps=2, guidance_scale=1.0, eta=1.0, lora_rank=8, lora_alpha=8, seed=0
     )
     policy.load_state_dict(newest(folder)["policy"])
     generators = [torch.Generator().manual_seed(stable_seed("sample", 0, prompt, 0)) for prompt in prompts]

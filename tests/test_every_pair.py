@@ -31,7 +31,7 @@ def test_runs_to_the_end_of_its_budget(algo: str, proxy: str, tmp_path: Path) ->
         "budget": 32,
         "eval_points": 2,
         "eval_images": 4,
-        "num_steps": 3,
+        "num_steps": 2,
     }
     if algorithms.get(algo).needs_gradient and not rewards.get(proxy, "mini").differentiable:
         with pytest.raises(UserError, match="differentiable"):

@@ -158,7 +158,7 @@ def test_somebody_elses_metric_is_recorded_drawn_and_tabled(
 ) -> None:
     """Through the command line; the report knows nothing but the record, for it is made without the plugin."""
     without = registry.metrics.classes()
-    small = ["--budget", "32", "--eval-points", "2", "--eval-images", "4", "--num-steps", "3", "--device", "cpu"]
+    small = ["--budget", "32", "--eval-points", "2", "--eval-images", "4", "--num-steps", "2", "--device", "cpu"]
     words = ["run", "--algo", "ddpo", "--proxy", "aesthetic", "--suite", "mini", *small]
     assert cli.main([*words, "--plugin", str(SHARPNESS), "--out", str(tmp_path / "out")]) == 0
     (record,) = (tmp_path / "out").rglob("metrics.jsonl")

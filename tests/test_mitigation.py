@@ -23,7 +23,7 @@ from overopt_bench.types import Hook, LossRows, Mitigation, MitigationParams, Mi
 from overopt_bench.types.mitigation import parse_mitigation, write_mitigation
 
 GIVEN = {"algo": "ddpo", "proxy": "aesthetic", "suite": "mini"}
-SMALL: dict[str, Any] = {**GIVEN, "budget": 96, "eval_points": 2, "eval_images": 4, "num_steps": 3}
+SMALL: dict[str, Any] = {**GIVEN, "budget": 96, "eval_points": 2, "eval_images": 4, "num_steps": 2}
 EPOCH = {"samples_per_epoch": 32, "images_per_prompt": 4}
 
 

@@ -78,7 +78,7 @@ def test_shown_plugins_run(name: str, algo: str, proxy: str, tmp_path: Path, cle
             "budget": 32,
             "eval_points": 2,
             "eval_images": 4,
-            "num_steps": 3,
+            "num_steps": 2,
         }
     )
     folder = train.run(config, out=tmp_path / "results", plugins=(plugin,))

@@ -19,6 +19,7 @@ from diffusers import AutoPipelineForText2Image, DDIMScheduler
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sharing import Once
 
 from overopt_bench import api, cli
 from overopt_bench.diffusion.policy import DiffusionPolicy
@@ -33,7 +34,7 @@ BASES = {
 }  # fmt: skip
 LORAS = {"mini": (4, 16), "sd14": (4, 1), "sd15": (3, 5), "sdxl": (2, 8)}  # rank and alpha, never equal
 SMALL = [
-    "--num-steps", "3", "--guidance-scale", "2", "--budget", "8", "--eval-points", "2", "--eval-images", "4", "--device", "cpu",
+    "--num-steps", "2", "--guidance-scale", "2", "--budget", "8", "--eval-points", "2", "--eval-images", "4", "--device", "cpu",
     "--set", "samples_per_epoch=4", "--set", "images_per_prompt=2", "--set", "lr=0.03",
 ]  # fmt: skip
 PROMPTS = ["fox face", "owl"]
@@ -56,29 +57,31 @@ class Trained:
         state = torch.load(max((self.folder / "checkpoint").iterdir()), weights_only=True)["policy"]
         (rank, alpha), pipeline = LORAS[self.suite], get_suite(self.suite, self.weights).pipeline()
         policy = DiffusionPolicy(
-            pipeline, num_steps=3, guidance_scale=2.0, eta=1.0, lora_rank=rank, lora_alpha=alpha, seed=0
+            pipeline, num_steps=2, guidance_scale=2.0, eta=1.0, lora_rank=rank, lora_alpha=alpha, seed=0
         )
         policy.load_state_dict(state)
         return policy
 
 
-def train(suite: str, out: Path, weights: Path | None, *options: str) -> Trained:
-    made = Trained(suite, out / suite / "jpeg_compressibility/ddpo/seed0", weights)
-    lora = ["--lora-rank", str(LORAS[suite][0]), "--lora-alpha", str(LORAS[suite][1])]
-    words = ["run", "--algo", "ddpo", "--proxy", "jpeg_compressibility", "--suite", suite, *SMALL, *lora, *made.options]
-    assert cli.main([*words, "--out", str(out), *options]) == 0
-    return made
+def train(suite: str, weights: Path | None, once: Once) -> Trained:
+    """A run that all tests share: none writes into its folder."""
+
+    def make(out: Path) -> None:
+        lora = ["--lora-rank", str(LORAS[suite][0]), "--lora-alpha", str(LORAS[suite][1])]
+        words = ["run", "--algo", "ddpo", "--proxy", "jpeg_compressibility", "--suite", suite, *SMALL, *lora]
+        assert cli.main([*words, *Trained(suite, out, weights).options, "--out", str(out)]) == 0
+
+    return Trained(suite, once(f"sampled_{suite}", make) / suite / "jpeg_compressibility/ddpo/seed0", weights)
 
 
 @pytest.fixture(scope="module", params=list(BASES))
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    weights = None if request.param == "mini" else request.getfixturevalue("tiny_weights")
-    return train(request.param, tmp_path_factory.mktemp("runs"), weights)
+def trained(request: pytest.FixtureRequest, once: Once) -> Trained:
+    return train(request.param, None if request.param == "mini" else request.getfixturevalue("tiny_weights"), once)
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train("mini", tmp_path_factory.mktemp("runs"), None)
+def mini(once: Once) -> Trained:
+    return train("mini", None, once)
 
 
 def noise(policy: DiffusionPolicy, prompts: list[str], count: int, seed: int) -> torch.Tensor:
@@ -144,6 +147,7 @@ def test_eval_scores_the_policys_images_and_those_of_its_base(trained: Trained) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["sd14", "sdxl"], indirect=True)  # one of each pipeline that diffusers has
 def test_nothing_is_said_that_means_nothing(trained: Trained, tmp_path: Path) -> None:
     """In processes of their own, for libraries keep the stream that they were imported with."""
     for words in (["sample", "--count", "1", "--out", str(tmp_path)], ["eval", "--reward", "jpeg_compressibility"]):

@@ -21,7 +21,7 @@ from overopt_bench.recording.sessions import read_sessions
 RUN = [
     "-m", "overopt_bench", "run", "--algo", "ddpo", "--proxy", "slow", "--suite", "mini", "--device", "cpu", "--plugin",
     str(Path(__file__).parent / "plugins" / "slow.py"), "--budget", "32", "--eval-points", "2", "--eval-images", "4",
-    "--num-steps", "3", "--set", "samples_per_epoch=16", "--set", "images_per_prompt=8", "--out",
+    "--num-steps", "2", "--set", "samples_per_epoch=16", "--set", "images_per_prompt=8", "--out",
 ]  # fmt: skip
 FOLDER = Path("mini/slow/ddpo/seed0")
 

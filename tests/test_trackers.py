@@ -19,7 +19,7 @@ from overopt_bench.training import loop as train
 
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 GIVEN = {
-    "algo": "ddpo", "proxy": "aesthetic", "suite": "mini", "budget": 24, "eval_points": 2, "eval_images": 4, "num_steps": 3,
+    "algo": "ddpo", "proxy": "aesthetic", "suite": "mini", "budget": 24, "eval_points": 2, "eval_images": 4, "num_steps": 2,
     "params": {"samples_per_epoch": 8, "images_per_prompt": 4},
 }  # fmt: skip
 WORDS = ["run", "--algo", "ddpo", "--proxy", "aesthetic", "--suite", "mini", "--device", "cpu", "--tracker"]

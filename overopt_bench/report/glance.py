@@ -1,4 +1,4 @@
-"""What each algorithm did to each gold, a proxy a column: the table that a page about several proxies begins with."""
+"""What each algorithm did to each gold, a proxy a row: the table that a page about several proxies begins with."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from overopt_bench.report.wording import shown
 
 
 def glance_table(group: Group, found: Sequence[Outcome]) -> pd.DataFrame:
-    """Tabulate the outcomes on training prompts, a row for each question, algorithm and gold and a column for each proxy.
+    """Tabulate the outcomes on training prompts, a row for each gold, question and proxy and a column for each algorithm.
 
     Of one proxy it is empty: there the sentences say it.
     """
-    own = {(one.gold, one.label, one.proxy): one for one in found if one.split == "train" and not one.reference}
-    proxies = [proxy for proxy in group.proxies() if any(proxy == on for *_, on in own)]
+    own = {(one.gold, one.proxy, one.label): one for one in found if one.split == "train" and not one.reference}
+    proxies = [proxy for proxy in group.proxies() if any(proxy == on for _, on, _ in own)]
     if len(proxies) < 2:
         return pd.DataFrame()
-    labels = [label for label in group.appearing() if any(label == of for _, of, _ in own)]
+    labels = [label for label in group.appearing() if any(label == of for *_, of in own)]
     golds = [gold for gold in group.golds() if any(gold == about for about, *_ in own)]
     asked: tuple[tuple[str, Callable[[Outcome], Cell]], ...] = (
         ("start to end", _change), ("fall from its peak", _fall), ("fell in", _seeds)
@@ -31,10 +31,10 @@ def glance_table(group: Group, found: Sequence[Outcome]) -> pd.DataFrame:
     rows: list[dict[str, Cell]] = []
     for gold in golds:
         for question, answer in asked:
-            for label in labels:
-                here = {proxy: own.get((gold, label, proxy)) for proxy in proxies}
-                cells = {f"on {proxy}": None if one is None else answer(one) for proxy, one in here.items()}
-                rows.append({"gold": gold_name(group, gold), "what": question, "algorithm": label, **cells})
+            for proxy in proxies:
+                here = {label: own.get((gold, proxy, label)) for label in labels}
+                cells = {f"by {label}": None if one is None else answer(one) for label, one in here.items()}
+                rows.append({"gold": gold_name(group, gold), "what": question, "trained on": proxy, **cells})
     return pd.DataFrame(rows)
 
 
