@@ -74,6 +74,18 @@ def test_page_works(browser, tmp_path: Path) -> None:
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 
+def test_at_a_glance_fits_a_page_with_the_four_algorithms_and_nft(browser, tmp_path: Path) -> None:
+    for algo in ("ddpo", "alignprop", "tdpo", "tdpo_r", "nft"):
+        for proxy in ("imagereward", "jpeg_incompressibility"):
+            for seed in range(2):  # for intervals, the widest of what it shows
+                write_run(tmp_path / "results", algo, proxy=proxy, seed=seed)
+    browser.set_window_size(1300, 1000)
+    browser.get(build_report([tmp_path / "results"], tmp_path / "report").as_uri())
+    table = browser.find_element("css selector", ".first .scroll")
+    assert "[" in table.text and "fall from its peak" in table.text
+    assert table.get_property("scrollWidth") == table.get_property("clientWidth")
+
+
 def everywhere(out: Path) -> None:
     """Runs with each hostile text as proxy, tag, prompt, gold, reason, session, model and folder name."""
     for k, text in enumerate(HOSTILE):
@@ -87,7 +99,8 @@ def everywhere(out: Path) -> None:
 
 
 def test_text_from_records_is_shown_and_never_run(browser, tmp_path: Path, monkeypatch) -> None:
-    dot = tmp_path / "dot.png"
+    dot = tmp_path / "report" / "dot.png"
+    dot.parent.mkdir()
     Image.new("RGB", (1, 1)).save(dot)
     monkeypatch.setattr(report, "save", lambda *_: dot)  # drawing such names is another test's matter
     everywhere(tmp_path / "results")

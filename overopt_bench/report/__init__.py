@@ -32,6 +32,7 @@ from overopt_bench.report.reference import reference_runs, with_reference
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
 from overopt_bench.report.shared_out import beside
 from overopt_bench.report.verdicts import verdicts
+from overopt_bench.report.written import replace_listed
 
 TABLE_NOTE = (
     "Mean over seeds with its 95 % t interval in brackets; a single seed has none, nor has what does not train, which is one"
@@ -123,9 +124,12 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
     groups = with_styles(groups)
     out.mkdir(parents=True, exist_ok=True)
     contexts = [_group(group, out if len(groups) == 1 else out / file_name(group.name)) for group in groups]
-    page.place_figures([d for g in contexts for d in (*g["figures"], *chain(*g["panels"].values()))], out)
+    drawn = [d for g in contexts for d in (*g["figures"], *chain(*g["panels"].values()))]
+    page.place_figures(drawn, out)
     index = out / "index.html"
     index.write_text(page.render(contexts, runs, notes), encoding="utf-8", newline="\n")
+    tabled = [file for g in contexts for table in (*g["first"], *g["tables"]) for file in table["files"]]
+    replace_listed(out, [*tabled, *(file for d in drawn for file in d.files)])
     return index
 
 
@@ -144,8 +148,7 @@ def _numbers(group: Group, out: Path, album: Album) -> Callable[[list[page.Drawn
 
     def tabled(title: str, name: str, note: str, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
         if len(table):
-            write(table, out / "tables", name)
-            yield page.table_context(title, note, table)
+            yield page.table_context(title, note, table, write(table, out / "tables", name))
 
     first = [*tabled("At a glance", "glance", GLANCE_NOTE, glance_table(group, happened))]
     rest = [

@@ -50,19 +50,21 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def write(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """Writes CSV, Markdown and LaTeX of one table, each with all text made literal."""
+def write(table: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Writes CSV, Markdown and LaTeX of one table, each with all text made literal; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    as_csv, as_markdown, as_latex = files = [folder / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")]
     plain = numbers(table).map(_defused)
     plain.columns = [_defused(str(column)) for column in plain.columns]
-    plain.to_csv(folder / f"{name}.csv", index=False)
+    plain.to_csv(as_csv, index=False)
     rows = [[*table.columns], *(list(row) for row in table.itertuples(index=False))]
     markdown = [f"| {' | '.join(_formatted(cell, markdown_text) for cell in row)} |" for row in rows]
     markdown.insert(1, "|" + "---|" * len(table.columns))
-    (folder / f"{name}.md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
+    as_markdown.write_text("\n".join(markdown) + "\n", encoding="utf-8")
     head, *body = [" & ".join(_formatted(cell, latex_text, _latex_number) for cell in row) + r" \\" for row in rows]
     lines = [r"\begin{tabular}{" + "l" * len(table.columns) + "}", r"\toprule", head, r"\midrule", *body]
-    (folder / f"{name}.tex").write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8")
+    as_latex.write_text("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8")
+    return files
 
 
 def _defused(value: Any) -> Any:

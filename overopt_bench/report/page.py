@@ -58,6 +58,11 @@ class Drawn:
     src: str = ""
     size: tuple[int, int] = (0, 0)
 
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The PNG and the PDF, see ``layout.save``."""
+        return self.path, self.path.with_suffix(".pdf")
+
 
 def place_figures(figures: Iterable[Drawn], out: Path) -> None:
     """Puts figures into the page up to ``ROOM`` bytes; the page loads the others from beside it as one comes to them."""
@@ -69,9 +74,10 @@ def place_figures(figures: Iterable[Drawn], out: Path) -> None:
         drawn.src = data_uri(drawn.path) if room >= 0 else quote(drawn.path.relative_to(out).as_posix())
 
 
-def table_context(title: str, note: str, table: pd.DataFrame) -> dict[str, Any]:
-    """A table as the template wants it."""
+def table_context(title: str, note: str, table: pd.DataFrame, files: list[Path]) -> dict[str, Any]:
+    """A table as the template wants it, and the files that hold it."""
     return {
+        "files": files,
         "title": title,
         "note": note,
         "columns": list(table.columns),
