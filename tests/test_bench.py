@@ -100,7 +100,8 @@ def test_the_table_has_a_row_for_each(
     trained = [name for name in algorithms.names() if algorithms.get(name).role == "trains"]
     small = {"samples_per_epoch": 8, "images_per_prompt": 4, "batch_size": 8, "samples": 8}
     pairs = [f"{a}.{k}={v}" for a in trained for k, v in small.items() if k in algorithms.get(a).Params.model_fields]
-    result = module.bench(read_options(Arguments({"suite": "mini", "device": "cpu", "set": pairs})))
+    given = {"suite": "mini", "device": "cpu", "num_steps": 4, "eval_images": 8, "set": pairs}
+    result = module.bench(read_options(Arguments(given)))
     assert [*result["rows"]] == trained and {"ddpo", "rwr"} <= {*trained}
     for row in result["rows"].values():
         assert row["ratio"] == pytest.approx(row["seconds_per_query"] / row["bare"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 from fake_runs import write_run
 
 from overopt_bench.report import build_report
@@ -16,19 +15,15 @@ def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def test_a_smaller_report_in_the_same_folder_is_that_of_an_empty_folder(tmp_path: Path) -> None:
+    """To the byte, beside whatever else is in the folder; and the list has all but itself and the page."""
+    runs, again, fresh = tmp_path / "runs", tmp_path / "again", tmp_path / "fresh"
     for proxy, steps in (("aesthetic", 10), ("pickscore", 10), ("aesthetic", 20)):  # two groups, one of two proxies
-        write_run(tmp_path / "runs" / str(steps), "ddpo", proxy=proxy, num_steps=steps)
-    return tmp_path / "runs"
-
-
-def test_a_smaller_report_in_the_same_folder_is_that_of_an_empty_folder(runs: Path, tmp_path: Path) -> None:
-    again, fresh = tmp_path / "again", tmp_path / "fresh"
+        write_run(runs / str(steps), "ddpo", proxy=proxy, num_steps=steps)
     build_report([runs], again)
     larger = files_below(again)
     assert any("stills_pickscore" in name for name in larger) and any(name.count("/") == 2 for name in larger)
-    own = [again / "figures" / "my own.png", again / "notes.md"]
+    own = {again / "figures" / "my own.png", again / "notes.md"}
     for path in own:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
@@ -36,15 +31,12 @@ def test_a_smaller_report_in_the_same_folder_is_that_of_an_empty_folder(runs: Pa
     shutil.rmtree(runs / "10" / "mini" / "pickscore")
     build_report([runs], again)
     build_report([runs], fresh)
-    assert files_below(again) == files_below(fresh) | {path.relative_to(again).as_posix() for path in own}
+    made = files_below(fresh)
+    assert files_below(again) == made | {path.relative_to(again).as_posix() for path in own}
+    assert [name for name in made if (again / name).read_bytes() != (fresh / name).read_bytes()] == []
+    assert (fresh / LIST).read_text().splitlines() == sorted(made - {"index.html", LIST})
     assert {path.name for path in again.iterdir() if path.is_dir()} == {"figures", "tables"}
     assert all(path.read_text() == "mine" for path in own)
-
-
-def test_the_list_has_every_file_but_the_page_and_itself(runs: Path, tmp_path: Path) -> None:
-    build_report([runs], tmp_path / "report")
-    listed = (tmp_path / "report" / LIST).read_text().splitlines()
-    assert {*listed} == files_below(tmp_path / "report") - {"index.html", LIST} and listed == sorted({*listed})
 
 
 def test_a_list_removes_nothing_outside_of_its_folder(tmp_path: Path) -> None:

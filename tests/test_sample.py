@@ -148,11 +148,14 @@ def test_eval_scores_the_policys_images_and_those_of_its_base(trained: Trained) 
 
 @pytest.mark.slow
 def test_nothing_is_said_that_means_nothing(trained: Trained, tmp_path: Path) -> None:
-    """In processes of their own, for libraries keep the stream that they were imported with."""
-    for words in (["sample", "--count", "1", "--out", str(tmp_path)], ["eval", "--reward", "jpeg_compressibility"]):
-        command = [sys.executable, "-m", "overopt_bench", words[0], str(trained.folder), "--prompt", "owl", *words[1:]]
-        done = subprocess.run([*command, *trained.options], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == (1 if "--out" in words else 2)
+    """In a process of its own, for libraries keep the stream that they were imported with."""
+    shared = [str(trained.folder), "--prompt", "owl", *trained.options]
+    drawn = ["sample", *shared, "--count", "1", "--out", str(tmp_path)]
+    scored = ["eval", *shared, "--reward", "jpeg_compressibility"]
+    script = f"import sys; from overopt_bench.cli import main; sys.exit(main({drawn}) or print('-') or main({scored}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    said = [part.count("\n") for part in done.stdout.split("-\n", 1)]
+    assert (done.returncode, done.stderr, said) == (0, "", [1, 2]), done.stdout
 
 
 def test_every_image_has_a_file_of_its_own(mini: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

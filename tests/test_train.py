@@ -198,8 +198,8 @@ def start(out: Path, algo: str, **pipes: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["ddpo", "tdpo_r"])
-def test_killed_at_three_random_moments_it_ends_the_same(algo: str, tmp_path: Path, one_thread: None) -> None:
+def test_killed_at_three_random_moments_it_ends_the_same(tmp_path: Path, one_thread: None) -> None:
+    algo = "tdpo_r"  # which has the most to keep: a critic, its optimizer and its resets
     assert cli.main(command(tmp_path / "whole", algo)) == 0
     folder = Path("mini") / "aesthetic" / algo / "seed0"
     draw = random.Random(algo)

@@ -155,6 +155,6 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     write_png: Callable[[Path], None] = FigureCanvasAgg(figure).print_png
     write_png(path)
     figure.set_layout_engine("none")
-    write_pdf: Callable[[Path], None] = FigureCanvasPdf(figure).print_pdf
-    write_pdf(path.with_suffix(".pdf"))
+    write_pdf: Callable[..., None] = FigureCanvasPdf(figure).print_pdf
+    write_pdf(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # equal records make equal files
     return path
