@@ -43,5 +43,5 @@ def test_our_side_serves_both_kinds_of_case(against_trl: ModuleType) -> None:
 
 
 def test_a_side_that_cannot_start_ends_the_comparison(against_trl: ModuleType) -> None:
-    with pytest.raises(SystemExit, match="ended with 1; see above"):
-        against_trl.Worker("ours.py", ["no such case", "4", "1"], {})
+    with pytest.raises(SystemExit, match="ended with 2; see above"):
+        against_trl.Worker("no such side.py", ["DDPO, no guidance", "4", "1"], {})

@@ -17,7 +17,7 @@ from typing import IO, Any
 import pytest
 import torch
 from distributed_step import SETTINGS
-from launching import ENVIRONMENT, LAUNCH
+from launching import ACCELERATE, ENVIRONMENT, LAUNCH
 
 from overopt_bench.recording.sessions import read_sessions
 
@@ -161,7 +161,7 @@ def test_a_script_may_train_twice(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [*LAUNCH, str(script), str(tmp_path / "out")], capture_output=True, text=True, env=ENVIRONMENT, timeout=600
+        [*ACCELERATE, str(script), str(tmp_path / "out")], capture_output=True, text=True, env=ENVIRONMENT, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     states = [json.loads(file.read_text())["state"] for file in (tmp_path / "out").rglob("status.json")]

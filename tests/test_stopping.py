@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ENVIRONMENT, LAUNCH
+from launching import ACCELERATE, ENVIRONMENT, LAUNCH
 from sharing import Once
+from test_sweep import left_alone
 
 from overopt_bench.recording.sessions import read_sessions
 
@@ -68,18 +69,20 @@ def go_on(start: list[str], words: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
-    """The run is saved before its second round, and its last line leads to the end of a run that was left alone."""
+def saved(out: Path, lines: list[str], name: str) -> list[str]:
+    """The run is saved before its second round; gives the words of its last line, which is the command that goes on."""
     status = json.loads((out / FOLDER / "status.json").read_text())
     assert status == {"state": "interrupted", "queries": 16, "reason": f"stopped by {name}"}, lines
     assert not list((out / FOLDER).glob(".claim-*"))
     words = shlex.split(lines[-1])
-    launcher = (
-        [sys.executable]
-        if words[0] == "overopt-bench"
-        else [sys.executable, "-m", "torch.distributed.run", *words[1:4]]
-    )
-    go_on(launcher, words[words.index("run") :])
+    assert words[0] in ("overopt-bench", "torchrun") and str(out / FOLDER / "config.json") in words
+    return words
+
+
+def check_end(out: Path, words: list[str], whole: Path) -> None:
+    """The printed command leads to the end of a run that was left alone."""
+    launcher = [] if words[0] == "overopt-bench" else ["-m", "torch.distributed.run", *words[1:4]]
+    go_on([sys.executable, *launcher], words[words.index("run") :])
     assert [s["queries"] for s in read_sessions(out / FOLDER)] == [0, 16]
     assert events(out) == events(whole)
 
@@ -91,14 +94,18 @@ def check(out: Path, lines: list[str], whole: Path, name: str) -> None:
 def test_one_process(name: str, slow: float, tmp_path: Path, once: Once) -> None:
     code, lines = stopped([sys.executable], tmp_path / "run", getattr(signal, name), slow)
     assert code == 75
-    whole = once("left_alone", lambda out: go_on([sys.executable], [*RUN[2:], str(out)]))
-    check(tmp_path / "run", lines, whole, name)
+    words = saved(tmp_path / "run", lines, name)
+    if name == "SIGTERM":  # after which everything else is as after the others
+        check_end(tmp_path / "run", words, left_alone(once))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "slow", "group"), [("SIGTERM", 14, False), ("SIGINT", 1, True)])
 def test_two_processes(name: str, slow: float, group: bool, tmp_path: Path, once: Once) -> None:
     """Under a launcher, whose own traceback must not come last; a terminal's Ctrl-C reaches all processes at once."""
-    _, lines = stopped(LAUNCH, tmp_path / "run", getattr(signal, name), slow, group)
-    whole = once("left_alone_by_two", lambda out: go_on(LAUNCH, [*RUN[2:], str(out)]))
-    check(tmp_path / "run", lines, whole, name)
+    _, lines = stopped(ACCELERATE, tmp_path / "run", getattr(signal, name), slow, group)
+    words = saved(tmp_path / "run", lines, name)
+    if name == "SIGTERM":
+        whole = tmp_path / "whole"
+        go_on(LAUNCH, [*RUN[2:], str(whole)])
+        check_end(tmp_path / "run", words, whole)

@@ -17,6 +17,7 @@ import yaml
 from fake_cells import fake_cells
 from fake_train import SWEEP, FakeTrain
 from launching import ENVIRONMENT
+from sharing import Once
 
 from overopt_bench.cli import main
 from overopt_bench.commands import workers
@@ -30,6 +31,7 @@ TINY_RUNS = [
     "--budget", "32", "--eval-points", "2", "--eval-images", "4", "--num-steps", "2", "--set", "samples_per_epoch=16",
     "--set", "images_per_prompt=8",
 ]  # fmt: skip
+START = [sys.executable, "-m", "overopt_bench", "sweep", *TINY_RUNS]
 
 
 @pytest.fixture
@@ -209,10 +211,20 @@ def record(folder: Path) -> dict[str, Any]:
     return {**files, "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows]}
 
 
+def left_alone(once: Once) -> Path:
+    """The folder of ``TINY_RUNS``, one after the other and never interrupted."""
+
+    def make(out: Path) -> None:
+        words = [*START, "--jobs", "1", "--out", str(out)]
+        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return once("tiny_runs", make)
+
+
 @pytest.mark.slow
-def test_interrupted_and_gone_on_with_it_equals_a_serial_sweep(tmp_path: Path) -> None:
-    start = [sys.executable, "-m", "overopt_bench", "sweep", *TINY_RUNS]
-    side = [*start, "--jobs", "2", "--out", str(tmp_path / "side")]
+def test_interrupted_and_gone_on_with_it_equals_a_serial_sweep(tmp_path: Path, once: Once) -> None:
+    side = [*START, "--jobs", "2", "--out", str(tmp_path / "side")]
     runs = [tmp_path / "side" / "mini/slow/ddpo" / f"seed{seed}" for seed in (0, 1)]
     with subprocess.Popen(side, env={**ENVIRONMENT, "SLOW_SECONDS": "5"}, stdout=subprocess.PIPE, text=True) as sweep:
         while not all(
@@ -226,8 +238,7 @@ def test_interrupted_and_gone_on_with_it_equals_a_serial_sweep(tmp_path: Path) -
         assert sweep.wait() == 75
     assert last.startswith("overopt-bench sweep --") and f"--plugin {PLUGIN}" in last and "--jobs 2" in last
     assert {json.loads((run / "status.json").read_text())["state"] for run in runs} == {"interrupted"}
-    for words in (side, [*start, "--jobs", "1", "--out", str(tmp_path / "serial")]):
-        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(side, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     for run in runs:
-        assert record(run) == record(tmp_path / "serial" / run.relative_to(tmp_path / "side"))
+        assert record(run) == record(left_alone(once) / run.relative_to(tmp_path / "side"))

@@ -52,9 +52,8 @@ def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if not kinds or row["event"] in kinds]
 
 
-@pytest.mark.parametrize("algo", ["ddpo", "tdpo_r"])
-def test_the_same_seed_gives_the_same_numbers_and_another_does_not(algo: str, tmp_path: Path) -> None:
-    first, second, other = (events(run(tmp_path / k, algo, seed=s)) for k, s in (("a", 0), ("b", 0), ("c", 1)))
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(tmp_path: Path) -> None:
+    first, second, other = (events(run(tmp_path / k, "tdpo_r", seed=s)) for k, s in (("a", 0), ("b", 0), ("c", 1)))
     assert first == second and first != other
 
 
