@@ -16,7 +16,7 @@ from overopt_bench.report.groups import Group
 from overopt_bench.report.load import Run
 from overopt_bench.report.statistics import Difference, Estimate, against_zero, corrected
 from overopt_bench.report.tables import gold_name
-from overopt_bench.report.wording import PROMPTS, grounds, interval, name, seeds, shown, why_not, wins
+from overopt_bench.report.wording import PROMPTS, Sentence, grounds, interval, name, seeds, shown, why_not, wins
 
 NOTHING = "no overoptimization shown within this budget"
 BELOW = " (the peak is read on other images than it was located on, so it can lie below the end)"
@@ -27,8 +27,13 @@ FEW = 3  # algorithms on a proxy that have a sentence each; more of them share o
 class Finding:
     """One sentence about what algorithms did to a gold; ``reference`` says whose runs these are."""
 
-    text: str
+    said: Sentence
     reference: bool
+
+    @property
+    def text(self) -> str:
+        """The sentence with all that it lists."""
+        return self.said.text
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,9 @@ def findings(group: Group, found: Sequence[Outcome]) -> list[Finding]:
         train = [one for one in same if one.split == "train"]
         held_out = {one.label: one for one in same if one.split != "train"}
         role = group.role(gold)
-        few = [_finding(one, held_out.get(one.label), role) for one in train]
-        texts = few if len(train) <= FEW else [_summary(train, held_out, role)]
-        sentences += [Finding(text, reference) for text in texts]
+        few = [Sentence(_finding(one, held_out.get(one.label), role)) for one in train]
+        said = few if len(train) <= FEW else [_summary(train, held_out, role)]
+        sentences += [Finding(one, reference) for one in said]
     return sentences
 
 
@@ -169,21 +174,22 @@ def _fell(one: Outcome) -> str:
     return f"was not shown to fall from its peak (by {one.fall.value:.3f}, {what})"
 
 
-def _summary(same: Sequence[Outcome], held_out: Mapping[str, Outcome], role: str) -> str:
+def _summary(same: Sequence[Outcome], held_out: Mapping[str, Outcome], role: str) -> Sentence:
     """What happened to a gold on a proxy, algorithm by algorithm, in one sentence."""
-    lost = [f"{name(one.label)} ({_loss(one, held_out.get(one.label))})" for one in same if one.lost]
+    lost = [f"{name(one.label)} {_loss(one, held_out.get(one.label))}" for one in same if one.lost]
     kept = [name(one.label) for one in same if not one.lost]
-    text = f"Trained on {same[0].proxy}, the {role} {same[0].gold} was overoptimized by {len(lost)} of {len(same)} algorithms"
-    text += f": {', '.join(lost)}" if lost else ""
-    return text + (f"; not shown for {', '.join(kept)}." if kept else ".")
+    lead = f"Trained on {same[0].proxy}, the {role} {same[0].gold} was overoptimized by {len(lost)} of {len(same)} algorithms"
+    if not lost:
+        return Sentence(f"{lead}; not shown for {', '.join(kept)}.")
+    return Sentence(lead, (*lost, *([f"not shown for {', '.join(kept)}"] if kept else [])))
 
 
 def _loss(one: Outcome, held_out: Outcome | None) -> str:
     """How far the gold of an overoptimized algorithm fell."""
-    text = f"by {one.fall.value:.3f}, {grounds(one.fall, one.p, 'seed')}"
+    text = f"by {one.fall.value:.3f} ({grounds(one.fall, one.p, 'seed')})"
     if held_out is not None:
-        text += f"; held-out prompts by {held_out.fall.value:.3f}, {grounds(held_out.fall, held_out.p, 'seed')}"
-    return f"{text}; overoptimized in {one.lost} of {len(one.runs)}"
+        text += f", on held-out prompts by {held_out.fall.value:.3f} ({grounds(held_out.fall, held_out.p, 'seed')})"
+    return f"{text}; overoptimized in {one.lost} of {seeds(len(one.runs))} by the errors of each"
 
 
 def _count(count: int, of: int, yes: str, no: str) -> str:
@@ -206,7 +212,7 @@ def outcomes_table(group: Group, found: Sequence[Outcome]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def stopping(group: Group, found: Sequence[Outcome]) -> list[tuple[str, str, bool]]:
+def stopping(group: Group, found: Sequence[Outcome]) -> list[tuple[str, Sentence, bool]]:
     """Say where a user should stop, a sentence for each proxy and gold: the proxy, the sentence, whether anything fell."""
     own = [one for one in found if not one.reference]
     held_out = {(one.proxy, one.gold, one.label): one for one in own if one.split != "train"}
@@ -221,7 +227,7 @@ def stopping(group: Group, found: Sequence[Outcome]) -> list[tuple[str, str, boo
         fell = len(parts) > 0
         if never := [name(one.label) for one in same if not one.fell_at_all]:
             parts.append(f"no earlier than the budget's end with {', '.join(never)}, whose {role} was not seen to fall")
-        sentences.append((proxy, f"Where to stop on {proxy} by the {role} {gold}: {'; '.join(parts)}.", fell))
+        sentences.append((proxy, Sentence(f"Where to stop on {proxy} by the {role} {gold}", tuple(parts)), fell))
     return sentences
 
 
@@ -229,7 +235,7 @@ def _stop(one: Outcome, held_out: Outcome | None) -> str:
     text = f"{name(one.label)} {_after(one)[:-1]}, {seeds(len(one.runs))})"
     if one.proxy_then is not None:
         text += f", where the proxy says {one.proxy_then.value:.3f} and at the end {one.proxy_ends[1]:.3f}"
-    return text if held_out is None else f"{text}; on held-out prompts {_after(held_out)}"
+    return text if held_out is None else f"{text}, on held-out prompts {_after(held_out)}"
 
 
 def _after(one: Outcome) -> str:

@@ -11,7 +11,7 @@ from overopt_bench.report.comparisons import ENOUGH, FALL, QUESTIONS, Comparison
 from overopt_bench.report.findings import Outcome, stopping
 from overopt_bench.report.groups import Group
 from overopt_bench.report.sensitivity import Sensitivity, sensitivity_sentence
-from overopt_bench.report.wording import few_pairs, grounds, name, why_not
+from overopt_bench.report.wording import PROMPTS, Sentence, few_pairs, grounds, name, why_not
 
 MANY = 12  # comparisons on training prompts that have a sentence each; of more, those that matter share one
 
@@ -21,8 +21,13 @@ class Verdict:
     """One sentence about algorithms on one proxy; ``shown`` is False where nothing was shown."""
 
     proxy: str
-    text: str
+    said: Sentence
     shown: bool
+
+    @property
+    def text(self) -> str:
+        """The sentence with all that it lists."""
+        return self.said.text
 
 
 def verdicts(
@@ -44,7 +49,7 @@ def verdicts(
     many = sum(one.split == "train" for one in found) > MANY
     counts = [one.difference.count for one in found if one.difference.paired] + [one.fall.count for one in happened]
     stops = stopping(group, happened)
-    sentences = [Verdict("", text, False)] if (text := few_pairs(counts)) else []
+    sentences = [Verdict("", Sentence(text), False)] if (text := few_pairs(counts)) else []
     for proxy in group.proxies():
         sentences += _too_few(group, proxy)
         for (of, gold), same in together.items():
@@ -52,8 +57,8 @@ def verdicts(
                 called = f"{group.role(gold)} ({gold})"
                 sentences += [_leaders(same, called)] if many else _each(same, called, happened)
         known = (sensitivity_sentence(able, proxy, gold) for gold in group.golds(proxy))
-        sentences += [Verdict(proxy, text, False) for text in known if text]
-        sentences += [Verdict(proxy, text, fell) for of, text, fell in stops if of == proxy]
+        sentences += [Verdict(proxy, Sentence(text), False) for text in known if text]
+        sentences += [Verdict(proxy, said, fell) for of, said, fell in stops if of == proxy]
     return sentences
 
 
@@ -63,7 +68,7 @@ def _too_few(group: Group, proxy: str) -> list[Verdict]:
     if not few or not (len(labels) > 1 or group.reference):
         return []
     counts = ", ".join(f"{name(label)} has {len(group.of(proxy, label))}" for label in few)
-    return [Verdict(proxy, f"On {proxy} no verdict is given without {ENOUGH} seeds: {counts}.", False)]
+    return [Verdict(proxy, Sentence(f"On {proxy} no verdict is given without {ENOUGH} seeds: {counts}."), False)]
 
 
 def _each(same: Sequence[Comparison], gold: str, happened: Sequence[Outcome]) -> list[Verdict]:
@@ -102,7 +107,7 @@ def _sentence(one: Comparison, gold: str, held_out: Comparison | None) -> Verdic
         was = "shown" if held_out.shown else "not shown"
         about = f"{held_out.more} - {held_out.less}" if sign < 0 else "likewise"
         text += f"; on held-out prompts {about} {other.value:+.3f} ({grounds(other, held_out.p)}), {was}"
-    return Verdict(one.proxy, f"{text}.", one.shown)
+    return Verdict(one.proxy, Sentence(f"{text}."), one.shown)
 
 
 def _leaders(same: Sequence[Comparison], gold: str) -> Verdict:
@@ -115,10 +120,13 @@ def _leaders(same: Sequence[Comparison], gold: str) -> Verdict:
         count, clear = (sum(marks) for marks in ([o.shown for o in own], [o.difference.clear for o in own]))
         if own:
             said = "; ".join(clauses) if clauses else "no interval of a difference between algorithms leaves zero out"
-            rest = f"Of {len(own)} comparisons {count} are shown, {clear} have an interval that leaves zero out."
-            parts.append(f"{'On held-out prompts ' if split != 'train' else ''}{said}. {rest}")
+            parts.append(
+                f"on {PROMPTS[split]} {said}. Of {len(own)} comparisons {count} are shown, {clear} have an interval that"
+                " leaves zero out"
+            )
         any_shown |= count > 0
-    return Verdict(same[0].proxy, f"On {same[0].proxy}, {gold}: {' '.join(parts)} The table has all.", any_shown)
+    lead = f"On {same[0].proxy} by the {gold}, in short (the table has every pair)"
+    return Verdict(same[0].proxy, Sentence(lead, tuple(parts)), any_shown)
 
 
 def _leader(same: Sequence[Comparison]) -> str:

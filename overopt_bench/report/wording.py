@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from overopt_bench.registry import algorithms
 from overopt_bench.report.statistics import LEVEL, Difference, Estimate, smallest_p
 
 PROMPTS = {"train": "training prompts", "heldout": "held-out prompts"}
 ENOUGH_PAIRS = 6  # below which no p of sign flips reaches LEVEL
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, and what it lists: a page gives each of the ``items`` a line of its own below the ``lead``."""
+
+    lead: str
+    items: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All of it, running on."""
+        return f"{self.lead}: {'; '.join(self.items)}." if self.items else self.lead
 
 
 def name(label: str) -> str:
