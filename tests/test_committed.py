@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from overopt_bench.report.cells import write
 from overopt_bench.report.comparisons import comparisons, comparisons_table
 from overopt_bench.report.critics import critics_table
-from overopt_bench.report.findings import outcomes, outcomes_table
+from overopt_bench.report.findings import findings, outcomes, outcomes_table
 from overopt_bench.report.glance import glance_table
 from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import Run, find_runs
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
+from overopt_bench.report.verdicts import verdicts
+from overopt_bench.report.written import LIST
 
 RESULTS = Path(__file__).parent.parent / "results"
 RECORDS = RESULTS / "reference" / "mini"
@@ -28,16 +31,16 @@ def runs() -> list[Run]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["report", "report-imagereward"])
-def test_the_tables_of_the_pages_follow_from_the_records(name: str, runs: list[Run], tmp_path: Path) -> None:
+def test_tables_and_sentences_of_the_pages_follow_from_the_records(name: str, runs: list[Run], tmp_path: Path) -> None:
     """Whoever changes a record, or how it is read, makes the pages again: ``results/reference.sh`` ends with how."""
     assert {run.state for run in runs} == {"complete"}
     (group,) = group_runs([run for run in runs if name == "report" or run.proxy == "imagereward"])
-    happened = outcomes(group)
+    happened, compared, able = outcomes(group), comparisons(group), sensitivities(group)
     tables: dict[str, pd.DataFrame] = {
         "glance": glance_table(group, happened),
         "outcomes": outcomes_table(group, happened),
-        "comparisons": comparisons_table(group, comparisons(group)),
-        "sensitivity": sensitivity_table(group, sensitivities(group)),
+        "comparisons": comparisons_table(group, compared),
+        "sensitivity": sensitivity_table(group, able),
         "critics": critics_table(group),
     }
     committed = RESULTS / "reference" / name / "tables"
@@ -48,6 +51,18 @@ def test_the_tables_of_the_pages_follow_from_the_records(name: str, runs: list[R
         write(table, tmp_path, called)
         made, there = ((folder / f"{called}.md").read_text(encoding="utf-8") for folder in (tmp_path, committed))
         assert made == there, called
+    html = (RESULTS / "reference" / name / "index.html").read_text(encoding="utf-8")
+    sentences = [*findings(group, happened), *verdicts(group, compared, happened, able)]
+    assert len(sentences) > 2
+    for part in chain.from_iterable((one.said.lead, *one.said.items) for one in sentences):
+        assert str(escape(part)) in html
+
+
+@pytest.mark.parametrize("name", ["report", "report-imagereward"])
+def test_beside_a_page_are_its_own_figures_and_tables_alone(name: str) -> None:
+    folder = RESULTS / "reference" / name
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert there - {LIST, "index.html"} == {*(folder / LIST).read_text(encoding="utf-8").splitlines()}
 
 
 def test_the_table_of_seeds_is_that_of_the_records(runs: list[Run]) -> None:
