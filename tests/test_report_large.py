@@ -88,7 +88,8 @@ def test_few_sentences_say_what_matters_and_tables_have_the_rest(many: Path) -> 
     assert [verdict.proxy for verdict in said] == ["aesthetic"] * 3 + ["pickscore"] * 3
     best = "tdpo_r [t0]"
     assert f"{best} is highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].text
-    assert not said[0].shown and "Of 60 comparisons 0 are shown, 20 have an interval" in said[0].text
+    assert "); nearest is ddpo [t1], by 0.300 (95 % interval 0.300 to 0.300, 3 of 3 pairs, p = 1.000" in said[0].text
+    assert not said[0].shown and "on training prompts 0 of 60 comparisons are shown, 20 have an" in said[0].text
     assert said[1].text.endswith("with 15 pairs of algorithms beside each other the clearest needs 10 seeds.")
     assert said[2].text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
     first, second = (finding.text for finding in findings(group, happened))

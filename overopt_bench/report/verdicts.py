@@ -55,7 +55,7 @@ def verdicts(
         for (of, gold), same in together.items():
             if of == proxy:
                 called = f"{group.role(gold)} ({gold})"
-                sentences += [_leaders(same, called)] if many else _each(same, called, happened)
+                sentences += _leaders(same, called) if many else _each(same, called, happened)
         known = (sensitivity_sentence(able, proxy, gold) for gold in group.golds(proxy))
         sentences += [Verdict(proxy, Sentence(text), False) for text in known if text]
         sentences += [Verdict(proxy, said, fell) for of, said, fell in stops if of == proxy]
@@ -110,27 +110,26 @@ def _sentence(one: Comparison, gold: str, held_out: Comparison | None) -> Verdic
     return Verdict(one.proxy, Sentence(f"{text}."), one.shown)
 
 
-def _leaders(same: Sequence[Comparison], gold: str) -> Verdict:
-    """On a proxy and gold, what was shown of each question, in one sentence for each split."""
-    parts, any_shown = [], False
+def _leaders(same: Sequence[Comparison], gold: str) -> list[Verdict]:
+    """On a proxy and gold, who is first by each question: a sentence for each split, which lists the questions."""
+    found = []
     for split in SPLITS:
         own = [one for one in same if one.split == split]
+        if not own:
+            continue
         questions = [[one for one in own if one.question == question] for question in QUESTIONS]
-        clauses = [_leader(asked) for asked in questions if any(one.difference.clear for one in asked)]
+        clauses = tuple(_leader(asked) for asked in questions if any(one.difference.clear for one in asked))
         count, clear = (sum(marks) for marks in ([o.shown for o in own], [o.difference.clear for o in own]))
-        if own:
-            said = "; ".join(clauses) if clauses else "no interval of a difference between algorithms leaves zero out"
-            parts.append(
-                f"on {PROMPTS[split]} {said}. Of {len(own)} comparisons {count} are shown, {clear} have an interval that"
-                " leaves zero out"
-            )
-        any_shown |= count > 0
-    lead = f"On {same[0].proxy} by the {gold}, in short (the table has every pair)"
-    return Verdict(same[0].proxy, Sentence(lead, tuple(parts)), any_shown)
+        lead = (
+            f"On {own[0].proxy} by the {gold} on {PROMPTS[split]} {count} of {len(own)} comparisons are shown, {clear} have an"
+            " interval that leaves zero out"
+        )
+        found.append(Verdict(own[0].proxy, Sentence(lead if clauses else f"{lead}.", clauses), count > 0))
+    return found
 
 
 def _leader(same: Sequence[Comparison]) -> str:
-    """Who is first by one question, against whom that was shown, and from whom an interval alone tells it apart."""
+    """Who is first by one question and by how much, against whom that was shown, and from whom an interval alone tells it."""
     ahead = Counter(one.more for one in same)  # equal gains and KLs are those of each pair, so levels alone do not tell
     first = max(same, key=lambda one: (ahead[one.more], one.level)).more
     own = [one for one in same if one.more == first]
@@ -142,5 +141,7 @@ def _leader(same: Sequence[Comparison]) -> str:
             ("shown against", beaten), ("by the interval alone against", apart), ("no difference was shown from", alike),
         ) if names
     ]  # fmt: skip
+    near = min(own, key=lambda one: one.difference.value)
     says = "falls most" if same[0].question == FALL else f"is highest {same[0].question}"
-    return f"{first} {says} ({', '.join(said)})"
+    least = f"nearest is {near.less}, by {near.difference.value:.3f} ({grounds(near.difference, near.p)})"
+    return f"{first} {says} ({', '.join(said)}); {least}"
