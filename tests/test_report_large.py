@@ -13,13 +13,14 @@ from fake_runs import write_run
 
 from overopt_bench import report
 from overopt_bench.report import build_report, filmstrip, page
-from overopt_bench.report.comparisons import comparisons
+from overopt_bench.report.comparisons import GAIN, Comparison, comparisons
 from overopt_bench.report.filmstrip import Album, filmstrips, stills
 from overopt_bench.report.findings import findings, outcomes
 from overopt_bench.report.groups import Group, group_runs
 from overopt_bench.report.load import find_runs
 from overopt_bench.report.sensitivity import sensitivities
-from overopt_bench.report.verdicts import verdicts
+from overopt_bench.report.statistics import Difference
+from overopt_bench.report.verdicts import _leader, verdicts
 
 TAGS = [f"t{k}" for k in range(6)]
 
@@ -97,6 +98,24 @@ def test_few_sentences_say_what_matters_and_tables_have_the_rest(many: Path) -> 
     assert re.search(r"ddpo \[t1\] by 0\.20\d \(95 % interval 0\.19\d to 0\.20\d, 3 of 3 seeds, p = 1\.000", first)
     assert first.endswith(f"; not shown for {best}.")
     assert first.count("; overoptimized in 3 of 3 seeds by the errors of each") == 5 and "pickscore" in second
+
+
+def test_who_is_first_is_said_to_be_below_whom_it_is_below() -> None:
+    """At equal gains and KLs, which are each pair's own, the first of most pairs may be behind in another."""
+
+    def pair(more: str, less: str, value: float, half: float, p: float) -> Comparison:
+        found = Difference(value, value - half, value + half, 10, p, 9, 10, paired=True)
+        return Comparison("aesthetic", "human", "train", GAIN, "there", more, less, found, p, level=0.0)
+
+    won = [pair("A", "B", 0.3, 0.1, 0.01), pair("A", "C", 0.2, 0.1, 0.30), pair("A", "D", 0.1, 0.2, 0.60)]
+    lost = [pair("E", "A", 0.04, 0.01, 0.02), pair("F", "A", 0.02, 0.01, 0.20), pair("G", "A", 0.01, 0.02, 0.70)]
+    assert _leader([*won, *lost]) == (
+        "A is higher than most at equal proxy gain (shown against B, by the interval alone against C, no difference was shown from D, G,"
+        " shown to be below E, by the interval alone below F); E is above it by 0.040 (95 % interval 0.030 to 0.050,"
+        " 9 of 10 pairs, p = 0.020 (Holm))"
+    )
+    assert _leader(won).startswith("A is highest at equal proxy gain (")
+    assert "); nearest is D, by 0.100 (95 % interval -0.100 to 0.300" in _leader(won)
 
 
 def test_a_page_without_room_has_its_figures_beside_it(

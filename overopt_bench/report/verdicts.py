@@ -13,6 +13,10 @@ from overopt_bench.report.groups import Group
 from overopt_bench.report.sensitivity import Sensitivity, sensitivity_sentence
 from overopt_bench.report.wording import PROMPTS, Sentence, few_pairs, grounds, name, why_not
 
+STANDS = SHOWN_ABOVE, CLEAR_ABOVE, NO_DIFFERENCE, SHOWN_BELOW, CLEAR_BELOW = (
+    "shown against", "by the interval alone against", "no difference was shown from", "shown to be below",
+    "by the interval alone below",
+)  # fmt: skip
 MANY = 12  # comparisons on training prompts that have a sentence each; of more, those that matter share one
 
 
@@ -129,19 +133,27 @@ def _leaders(same: Sequence[Comparison], gold: str) -> list[Verdict]:
 
 
 def _leader(same: Sequence[Comparison]) -> str:
-    """Who is first by one question and by how much, against whom that was shown, and from whom an interval alone tells it."""
+    """Who is first by one question, how it stands to each other algorithm, and by how much it leads the nearest."""
     ahead = Counter(one.more for one in same)  # equal gains and KLs are those of each pair, so levels alone do not tell
     first = max(same, key=lambda one: (ahead[one.more], one.level)).more
-    own = [one for one in same if one.more == first]
-    beaten = [one.less for one in own if one.shown]
-    apart = [one.less for one in own if one.difference.clear and not one.shown]
-    alike = [one.less for one in own if not one.difference.clear and not one.shown]
-    said = [
-        f"{words} {', '.join(names)}" for words, names in (
-            ("shown against", beaten), ("by the interval alone against", apart), ("no difference was shown from", alike),
-        ) if names
-    ]  # fmt: skip
-    near = min(own, key=lambda one: one.difference.value)
-    says = "falls most" if same[0].question == FALL else f"is highest {same[0].question}"
-    least = f"nearest is {near.less}, by {near.difference.value:.3f} ({grounds(near.difference, near.p)})"
-    return f"{first} {says} ({', '.join(said)}); {least}"
+    rivals = {one.less if one.more == first else one.more: one for one in same if first in (one.more, one.less)}
+    stands: dict[str, list[str]] = {words: [] for words in STANDS}
+    for rival, one in rivals.items():
+        stands[_stands(first, one)].append(rival)
+    said = [f"{words} {', '.join(names)}" for words, names in stands.items() if names]
+    near, one = min(rivals.items(), key=lambda item: item[1].difference.value * (1 if item[1].more == first else -1))
+    all_below = all(one.more == first for one in rivals.values())
+    if one.question == FALL:
+        says = "falls most" if all_below else "falls more than most"
+    else:
+        says = f"is {'highest' if all_below else 'higher than most'} {one.question}"
+    far = f"{near} is above it" if one.more == near else f"nearest is {near},"
+    return f"{first} {says} ({', '.join(said)}); {far} by {one.difference.value:.3f} ({grounds(one.difference, one.p)})"
+
+
+def _stands(first: str, one: Comparison) -> str:
+    if not one.difference.clear:
+        return NO_DIFFERENCE
+    if one.more == first:
+        return SHOWN_ABOVE if one.shown else CLEAR_ABOVE
+    return SHOWN_BELOW if one.shown else CLEAR_BELOW
