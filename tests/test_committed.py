@@ -18,7 +18,7 @@ from overopt_bench.report.groups import group_runs
 from overopt_bench.report.load import Run, find_runs
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
 from overopt_bench.report.verdicts import verdicts
-from overopt_bench.report.written import LIST
+from overopt_bench.report.written import LIST, read_list
 
 RESULTS = Path(__file__).parent.parent / "results"
 RECORDS = RESULTS / "reference" / "mini"
@@ -62,7 +62,7 @@ def test_tables_and_sentences_of_the_pages_follow_from_the_records(name: str, ru
 def test_beside_a_page_are_its_own_figures_and_tables_alone(name: str) -> None:
     folder = RESULTS / "reference" / name
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert there - {LIST, "index.html"} == {*(folder / LIST).read_text(encoding="utf-8").splitlines()}
+    assert there - {LIST, "index.html"} == read_list(folder)
 
 
 def test_the_table_of_seeds_is_that_of_the_records(runs: list[Run]) -> None:

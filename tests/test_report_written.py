@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from fake_runs import write_run
 
+from overopt_bench.cli import main
 from overopt_bench.report import build_report
-from overopt_bench.report.written import LIST, replace_listed
+from overopt_bench.report.written import HEAD, LIST, read_list, replace_listed
 
 
 def files_below(folder: Path) -> set[str]:
@@ -34,7 +36,7 @@ def test_a_smaller_report_in_the_same_folder_is_that_of_an_empty_folder(tmp_path
     made = files_below(fresh)
     assert files_below(again) == made | {path.relative_to(again).as_posix() for path in own}
     assert [name for name in made if (again / name).read_bytes() != (fresh / name).read_bytes()] == []
-    assert (fresh / LIST).read_text().splitlines() == sorted(made - {"index.html", LIST})
+    assert (fresh / LIST).read_text().splitlines() == [HEAD, *sorted(made - {"index.html", LIST})]
     assert {path.name for path in again.iterdir() if path.is_dir()} == {"figures", "tables"}
     assert all(path.read_text() == "mine" for path in own)
 
@@ -44,6 +46,21 @@ def test_a_list_removes_nothing_outside_of_its_folder(tmp_path: Path) -> None:
     out.mkdir()
     outside.write_text("mine")
     (out / "linked").symlink_to(tmp_path)
-    (out / LIST).write_text(f"../thesis.pdf\n{outside}\nlinked/thesis.pdf\nlinked\n.\n\n\0\n")
-    replace_listed(out, [])
-    assert outside.read_text() == "mine" and (out / "linked").is_symlink() and not (out / LIST).read_text()
+    (out / LIST).write_text(f"{HEAD}\n../thesis.pdf\n{outside}\nlinked/thesis.pdf\nlinked\n.\n\n\0\n")
+    replace_listed(out, read_list(out), [])
+    assert outside.read_text() == "mine" and (out / "linked").is_symlink()
+    assert (out / LIST).read_text() == f"{HEAD}\n" and read_list(out) == set()
+
+
+@pytest.mark.parametrize("text", ["thesis.pdf\n", "", "\n"])
+def test_a_file_of_the_lists_name_that_is_no_list_is_left_alone(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "runs")
+    out, thesis = tmp_path / "mine", tmp_path / "mine" / "thesis.pdf"
+    out.mkdir()
+    thesis.write_text("mine")
+    (out / LIST).write_text(text)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(out)]) == 2
+    assert "files.txt exists and is not the list of a report; use another --out" in capsys.readouterr().err
+    assert files_below(out) == {LIST, "thesis.pdf"} and (out / LIST).read_text() == text

@@ -32,7 +32,7 @@ from overopt_bench.report.reference import reference_runs, with_reference
 from overopt_bench.report.sensitivity import sensitivities, sensitivity_table
 from overopt_bench.report.shared_out import beside
 from overopt_bench.report.verdicts import verdicts
-from overopt_bench.report.written import replace_listed
+from overopt_bench.report.written import read_list, replace_listed
 
 TABLE_NOTE = (
     "Mean over seeds with its 95 % t interval in brackets; a single seed has none, nor has what does not train, which is one"
@@ -106,7 +106,8 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
         The path of ``index.html``.
 
     Raises:
-        UserError: where there are no runs, none that is complete, or no records to draw beside them.
+        UserError: where there are no runs, none that is complete, no records to draw beside them, or where the folder
+            holds somebody else's file of the name that the list of its files has.
     """
     runs = find_runs(paths)
     groups = group_runs(runs)
@@ -116,6 +117,7 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
         raise UserError(f"none of {len(runs)} runs is complete, so there is nothing to report: {states}")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
+    before = read_list(out)
     if reference:
         own = {run.folder.resolve() for run in runs}
         groups, notes = with_reference(groups, [run for run in reference_runs() if run.folder.resolve() not in own])
@@ -129,7 +131,7 @@ def build_report(paths: Iterable[Path] | None, out: Path, reference: bool = Fals
     index = out / "index.html"
     index.write_text(page.render(contexts, runs, notes), encoding="utf-8", newline="\n")
     tabled = [file for g in contexts for table in (*g["first"], *g["tables"]) for file in table["files"]]
-    replace_listed(out, [*tabled, *(file for d in drawn for file in d.files)])
+    replace_listed(out, before, [*tabled, *(file for d in drawn for file in d.files)])
     return index
 
 
