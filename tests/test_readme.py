@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import write_run
+from launching import SMALLEST
 
 from overopt_bench.config import resolve
 from overopt_bench.plugins import load_plugin
@@ -70,17 +71,7 @@ def test_shown_plugins_run(name: str, algo: str, proxy: str, tmp_path: Path, cle
     file = tmp_path / name
     file.write_text(FILES[name])
     plugin = load_plugin(file)
-    config = resolve(
-        {
-            "algo": algo,
-            "proxy": proxy,
-            "suite": "mini",
-            "budget": 32,
-            "eval_points": 2,
-            "eval_images": 4,
-            "num_steps": 2,
-        }
-    )
+    config = resolve({"algo": algo, "proxy": proxy, **SMALLEST})
     folder = train.run(config, out=tmp_path / "results", plugins=(plugin,))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     ends = [r for r in rows if r["event"] == "eval"]

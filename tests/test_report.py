@@ -140,35 +140,45 @@ def test_verdicts_answer_in_order_with_number_interval_pairs_and_p(results: Path
     (group,) = group_runs(find_runs([results]))
     fall, gain, kl, end, able, stop = said(group)
     assert (
-        "the truth (human) of DDPO fell by 0.20" in fall.text and "more than that of TDPO-R (95 % interval" in fall.text
+        "the truth (human) of DDPO fell by 0.20" in fall.said.text
+        and "more than that of TDPO-R (95 % interval" in fall.said.text
     )
-    assert "TDPO-R has 0.30" in gain.text and "at equal proxy gain (+4.000)" in gain.text
-    assert "at equal path KL (16 nats)" in kl.text
-    assert "more of the truth (human) than DDPO at the end (95 % interval 0.300 to 0.300" in end.text
-    assert all("6 of 6 pairs, p = 0.031 (Holm)" in one.text and one.shown for one in (fall, gain, kl, end))
-    assert able.text.startswith("On aesthetic one comparison of human at the end shows, four times in five,")
-    assert stop.text.startswith(
+    assert "TDPO-R has 0.30" in gain.said.text and "at equal proxy gain (+4.000)" in gain.said.text
+    assert "at equal path KL (16 nats)" in kl.said.text
+    assert "more of the truth (human) than DDPO at the end (95 % interval 0.300 to 0.300" in end.said.text
+    assert all("6 of 6 pairs, p = 0.031 (Holm)" in one.said.text and one.shown for one in (fall, gain, kl, end))
+    assert able.said.text.startswith("On aesthetic one comparison of human at the end shows, four times in five,")
+    assert stop.said.text.startswith(
         "Where to stop on aesthetic by the truth human: DDPO after 200 queries (95 % interval 200 to 200,"
     )
     proxies = [run.curve("train/aesthetic/mean")[1] for run in group.of("aesthetic", "ddpo")]
     then, last = (np.mean([values[point] for values in proxies]) for point in (2, -1))
-    assert f"6 seeds), where the proxy says {then:.3f} and at the end {last:.3f};" in stop.text
-    assert stop.text.endswith("no earlier than the budget's end with TDPO-R, whose truth was not seen to fall.")
+    assert f"6 seeds), where the proxy says {then:.3f} and at the end {last:.3f};" in stop.said.text
+    assert stop.said.text.endswith("no earlier than the budget's end with TDPO-R, whose truth was not seen to fall.")
 
 
 def test_three_pairs_show_nothing_and_the_page_says_why(results: Path) -> None:
     (group,) = group_runs(find_runs([results]))
     first, *others, _ = said(group)
-    assert "With fewer than six pairs nothing below p = .05 is possible" in first.text and "(0.25 of 3)" in first.text
+    assert (
+        "With fewer than six pairs nothing below p = .05 is possible" in first.said.text
+        and "(0.25 of 3)" in first.said.text
+    )
     assert not any(one.shown for one in others)
-    assert "no difference in the truth (human) at the end was shown between TDPO-R and DDPO (+0.30" in others[3].text
-    assert others[3].text.endswith("the interval leaves zero out, but 3 pairs give no p below 0.25.")
+    assert (
+        "no difference in the truth (human) at the end was shown between TDPO-R and DDPO (+0.30" in others[3].said.text
+    )
+    assert others[3].said.text.endswith("the interval leaves zero out, but 3 pairs give no p below 0.25.")
 
 
 def test_no_verdict_with_fewer_than_three_seeds(results: Path) -> None:
     shutil.rmtree(results / "mini" / "aesthetic" / "ddpo" / "seed2")
     (group,) = group_runs(find_runs([results]))
-    texts = [verdict.text for verdict in said(group) if not verdict.text.startswith(("With fewer", "Where to stop"))]
+    texts = [
+        verdict.said.text
+        for verdict in said(group)
+        if not verdict.said.text.startswith(("With fewer", "Where to stop"))
+    ]
     assert texts == ["On aesthetic no verdict is given without 3 seeds: DDPO has 2."]
 
 
@@ -180,7 +190,9 @@ def test_no_difference_is_called_none(tmp_path: Path) -> None:
     (group,) = group_runs(find_runs([tmp_path]))
     *compared, _ = said(group)
     assert len(compared) == 4 and not any(verdict.shown for verdict in compared)
-    assert all("no difference in the" in one.text and "3 of 6 pairs, p = 1.000" in one.text for one in compared)
+    assert all(
+        "no difference in the" in one.said.text and "3 of 6 pairs, p = 1.000" in one.said.text for one in compared
+    )
 
 
 def test_without_common_seeds_the_comparison_is_welchs_and_says_so(tmp_path: Path) -> None:
@@ -188,9 +200,10 @@ def test_without_common_seeds_the_comparison_is_welchs_and_says_so(tmp_path: Pat
         write_run(tmp_path, "ddpo", seed=seed)
         write_run(tmp_path, "tdpo_r", seed=10 + seed)
     (group,) = group_runs(find_runs([tmp_path]))
-    (end,) = (verdict for verdict in said(group) if "at the end (" in verdict.text)
+    (end,) = (verdict for verdict in said(group) if "at the end (" in verdict.said.text)
     assert (
-        "9 of all 9 pairs of runs" in end.text and "unpaired (Welch), for fewer than two seeds are common" in end.text
+        "9 of all 9 pairs of runs" in end.said.text
+        and "unpaired (Welch), for fewer than two seeds are common" in end.said.text
     )
     assert end.shown  # 0.3 with a standard deviation of some 0.03
 

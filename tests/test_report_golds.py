@@ -55,9 +55,9 @@ def test_an_asked_gold_has_its_rows(asked: Group) -> None:
 
 def test_an_asked_gold_has_its_verdict(asked: Group) -> None:
     texts = [
-        one.text
+        one.said.text
         for one in verdicts(asked, comparisons(asked), outcomes(asked), sensitivities(asked))
-        if " at the end was" in one.text
+        if " at the end was" in one.said.text
     ]
     (gold,), (truth,) = ([text for text in texts if word in text] for word in ("gold (imagereward)", "truth (human)"))
     assert "between DDPO and TDPO-R (+0.60" in gold and "between TDPO-R and DDPO (+0.30" in truth
@@ -66,7 +66,7 @@ def test_an_asked_gold_has_its_verdict(asked: Group) -> None:
 def test_what_happened_to_an_asked_gold_is_said(tmp_path: Path) -> None:
     write_run(tmp_path, "ddpo", gold=("imagereward", "human"), others={"imagereward": FALLS})
     group = one_group(tmp_path)
-    (gold, truth) = (finding.text for finding in findings(group, outcomes(group)))
+    (gold, truth) = (finding.said.text for finding in findings(group, outcomes(group)))
     peak = group.runs[0].peak("train", "imagereward")
     assert peak is not None and peak.drop.mean == pytest.approx(1, abs=0.02)
     ends = group.runs[0].curve("train/imagereward/mean")[1][[0, -1]]

@@ -85,15 +85,17 @@ def test_few_sentences_say_what_matters_and_tables_have_the_rest(many: Path) -> 
     compared, happened = comparisons(group), outcomes(group)
     assert len(compared) == 2 * 4 * 15 and len(happened) == 2 * 6  # four questions, fifteen pairs
     few, *said = verdicts(group, compared, happened, sensitivities(group))
-    assert "With fewer than six pairs" in few.text
+    assert "With fewer than six pairs" in few.said.text
     assert [verdict.proxy for verdict in said] == ["aesthetic"] * 3 + ["pickscore"] * 3
     best = "tdpo_r [t0]"
-    assert f"{best} is highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].text
-    assert "); nearest is ddpo [t1], by 0.300 (95 % interval 0.300 to 0.300, 3 of 3 pairs, p = 1.000" in said[0].text
-    assert not said[0].shown and "on training prompts 0 of 60 comparisons are shown, 20 have an" in said[0].text
-    assert said[1].text.endswith("with 15 pairs of algorithms beside each other the clearest needs 10 seeds.")
-    assert said[2].text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
-    first, second = (finding.text for finding in findings(group, happened))
+    assert f"{best} is highest at the end (by the interval alone against ddpo [t1], ddpo [t2]," in said[0].said.text
+    assert (
+        "); nearest is ddpo [t1], by 0.300 (95 % interval 0.300 to 0.300, 3 of 3 pairs, p = 1.000" in said[0].said.text
+    )
+    assert not said[0].shown and "on training prompts 0 of 60 comparisons are shown, 20 have an" in said[0].said.text
+    assert said[1].said.text.endswith("with 15 pairs of algorithms beside each other the clearest needs 10 seeds.")
+    assert said[2].said.text.startswith("Where to stop on aesthetic by the truth human: ddpo [t1] after 200 queries")
+    first, second = (finding.said.text for finding in findings(group, happened))
     assert first.startswith("Trained on aesthetic, the truth human was overoptimized by 5 of 6 algorithms: ")
     assert re.search(r"ddpo \[t1\] by 0\.20\d \(95 % interval 0\.19\d to 0\.20\d, 3 of 3 seeds, p = 1\.000", first)
     assert first.endswith(f"; not shown for {best}.")

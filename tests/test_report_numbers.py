@@ -92,9 +92,9 @@ def test_findings_and_comparisons_add_held_out_prompts(tmp_path: Path) -> None:
     ends = {one.split: one.difference.value for one in comparisons(group) if one.question == END}
     assert ends == {"train": pytest.approx(0.3), "heldout": pytest.approx(0.4)}
     ddpo, tdpo_r = findings(group, outcomes(group))
-    assert "fell by 0.20" in ddpo.text and "On held-out prompts it fell by 0.20" in ddpo.text
-    assert ddpo.text.count("8 of 8 seeds, p = 0.016 (Holm)") == 2  # of two algorithms: 2 x 2/2^8
-    assert "was not shown to fall" in tdpo_r.text and "0 of 8 seeds, p = 1.000 (Holm)" in tdpo_r.text
+    assert "fell by 0.20" in ddpo.said.text and "On held-out prompts it fell by 0.20" in ddpo.said.text
+    assert ddpo.said.text.count("8 of 8 seeds, p = 0.016 (Holm)") == 2  # of two algorithms: 2 x 2/2^8
+    assert "was not shown to fall" in tdpo_r.said.text and "0 of 8 seeds, p = 1.000 (Holm)" in tdpo_r.said.text
 
 
 def test_p_is_corrected_for_the_pairs_of_one_question(tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_a_peak_below_the_end_is_printed_with_its_reason(tmp_path: Path) -> None
         group = one_group(tmp_path / str(seed))
         (outcome,) = outcomes(group)
         (finding,) = findings(group, [outcome])
-        assert (reason in finding.text) is (outcome.peak < outcome.end)
-        said.append(reason in finding.text)
+        assert (reason in finding.said.text) is (outcome.peak < outcome.end)
+        said.append(reason in finding.said.text)
     assert any(said) and not all(said)
 
 
@@ -211,7 +211,7 @@ def test_falls_are_compared_only_where_something_fell(tmp_path: Path) -> None:
     group = one_group(tmp_path)
     compared, happened = comparisons(group), outcomes(group)
     assert FALL in {one.question for one in compared}
-    texts = [one.text for one in verdicts(group, compared, happened, sensitivities(group))]
+    texts = [one.said.text for one in verdicts(group, compared, happened, sensitivities(group))]
     assert not any("fall of the" in text or "fell by" in text or "keeps" in text for text in texts)
     assert texts[-1].endswith(
         "no earlier than the budget's end with tdpo_r [a], tdpo_r [b], whose truth was not seen to fall."

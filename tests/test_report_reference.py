@@ -103,7 +103,9 @@ def test_three_own_seeds_have_a_verdict_against_each_reference(checkout: Path) -
     for seed in range(3):
         newcomer(checkout, seed=seed, budget=800, points=(0, 200, 400, 600, 800))
     group = beside(checkout)[0]
-    texts = [verdict.text for verdict in verdicts(group, comparisons(group), outcomes(group), sensitivities(group))]
+    texts = [
+        verdict.said.text for verdict in verdicts(group, comparisons(group), outcomes(group), sensitivities(group))
+    ]
     (text,) = (text for text in texts if "gold (imagereward)" in text and "DDPO" in text)
     assert "after 400 queries was shown between DDPO (reference) and TDPO-R (+2.0" in text
 

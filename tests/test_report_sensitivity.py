@@ -54,7 +54,7 @@ def test_several_pairs_of_algorithms_are_taken_in_the_quadratic_mean(tmp_path: P
 def test_a_page_says_what_it_could_have_shown(tmp_path: Path) -> None:
     group = group_of(tmp_path, 4)
     said = verdicts(group, comparisons(group), outcomes(group), sensitivities(group))
-    (text,) = (one.text for one in said if "one comparison of imagereward" in one.text)
+    (text,) = (one.said.text for one in said if "one comparison of imagereward" in one.said.text)
     ten = smallest_effect(10) * np.std(EXTRA[:4], ddof=1)
     assert (
         f"four times in five, {ten:.3g} or more with 10 paired seeds" in text and "nothing with the 4 at hand" in text

@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ACCELERATE, ENVIRONMENT, LAUNCH
+from launching import ACCELERATE, ENVIRONMENT, LAUNCH, SLOW_RUN
 from sharing import Once
 from test_sweep import left_alone
 
 from overopt_bench.recording.sessions import read_sessions
 
-RUN = [
-    "-m", "overopt_bench", "run", "--algo", "ddpo", "--proxy", "slow", "--suite", "mini", "--device", "cpu", "--plugin",
-    str(Path(__file__).parent / "plugins" / "slow.py"), "--budget", "32", "--eval-points", "2", "--eval-images", "4",
-    "--num-steps", "2", "--set", "samples_per_epoch=16", "--set", "images_per_prompt=8", "--out",
-]  # fmt: skip
+RUN = ["-m", "overopt_bench", "run", *SLOW_RUN, "--out"]
 FOLDER = Path("mini/slow/ddpo/seed0")
 
 

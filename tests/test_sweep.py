@@ -16,7 +16,7 @@ import pytest
 import yaml
 from fake_cells import fake_cells
 from fake_train import SWEEP, FakeTrain
-from launching import ENVIRONMENT
+from launching import ENVIRONMENT, SLOW_PLUGIN, SLOW_RUN
 from sharing import Once
 
 from overopt_bench.cli import main
@@ -25,12 +25,7 @@ from overopt_bench.commands.states import Board, spent
 from overopt_bench.commands.workers import run_side_by_side
 from overopt_bench.errors import RunError, Stopped
 
-PLUGIN = str(Path(__file__).parent / "plugins" / "slow.py")
-TINY_RUNS = [
-    "--plugin", PLUGIN, "--algo", "ddpo", "--proxy", "slow", "--seeds", "0-1", "--suite", "mini", "--device", "cpu",
-    "--budget", "32", "--eval-points", "2", "--eval-images", "4", "--num-steps", "2", "--set", "samples_per_epoch=16",
-    "--set", "images_per_prompt=8",
-]  # fmt: skip
+TINY_RUNS = [*SLOW_RUN, "--seeds", "0-1"]
 START = [sys.executable, "-m", "overopt_bench", "sweep", *TINY_RUNS]
 
 
@@ -236,7 +231,7 @@ def test_interrupted_and_gone_on_with_it_equals_a_serial_sweep(tmp_path: Path, o
         assert sweep.stdout is not None
         last = sweep.stdout.read().splitlines()[-1].strip()
         assert sweep.wait() == 75
-    assert last.startswith("overopt-bench sweep --") and f"--plugin {PLUGIN}" in last and "--jobs 2" in last
+    assert last.startswith("overopt-bench sweep --") and f"--plugin {SLOW_PLUGIN}" in last and "--jobs 2" in last
     assert {json.loads((run / "status.json").read_text())["state"] for run in runs} == {"interrupted"}
     done = subprocess.run(side, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from launching import SMALLEST
 
 from overopt_bench.config import resolve
 from overopt_bench.errors import UserError
@@ -24,15 +25,7 @@ PAIRS = {(algo, proxy) for algo in algorithms.names() for proxy in ("imagereward
 
 @pytest.mark.parametrize(("algo", "proxy"), sorted(PAIRS))
 def test_runs_to_the_end_of_its_budget(algo: str, proxy: str, tmp_path: Path) -> None:
-    given = {
-        "algo": algo,
-        "proxy": proxy,
-        "suite": "mini",
-        "budget": 32,
-        "eval_points": 2,
-        "eval_images": 4,
-        "num_steps": 2,
-    }
+    given = {"algo": algo, "proxy": proxy, **SMALLEST}
     if algorithms.get(algo).needs_gradient and not rewards.get(proxy, "mini").differentiable:
         with pytest.raises(UserError, match="differentiable"):
             resolve(given)

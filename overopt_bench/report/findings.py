@@ -30,11 +30,6 @@ class Finding:
     said: Sentence
     reference: bool
 
-    @property
-    def text(self) -> str:
-        """The sentence with all that it lists."""
-        return self.said.text
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -17,7 +17,7 @@ STANDS = SHOWN_ABOVE, CLEAR_ABOVE, NO_DIFFERENCE, SHOWN_BELOW, CLEAR_BELOW = (
     "shown against", "by the interval alone against", "no difference was shown from", "shown to be below",
     "by the interval alone below",
 )  # fmt: skip
-MANY = 12  # comparisons on training prompts that have a sentence each; of more, those that matter share one
+MANY = 12  # comparisons on training prompts that have a sentence each; of more, one says who is first by each question
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Verdict:
     proxy: str
     said: Sentence
     shown: bool
-
-    @property
-    def text(self) -> str:
-        """The sentence with all that it lists."""
-        return self.said.text
 
 
 def verdicts(
